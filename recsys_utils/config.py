@@ -1,0 +1,139 @@
+"""The parameters of a run: one YAML file, checked against a schema before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recsys_utils.interfaces import InputError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+
+
+class Dataset(_Section):
+    name: str
+    archive: str = ""
+
+
+class Ingest(_Section):
+    rating_folds: int = Field(ge=2)
+    user_folds: int = Field(ge=2)
+    item_folds: int = Field(ge=2)
+    random_orders: int = Field(ge=1)
+    stratified_seeds: int = Field(ge=1)
+
+
+class Content(_Section):
+    max_features: int = Field(ge=10)
+    cast: Literal["all", "none"]
+    fields: list[str]
+
+
+class Grid(_Section):
+    svd_factors: list[int]
+    svd_epochs: list[int]
+    svd_lr: list[float]
+    svd_reg: list[float]
+    inner_folds: int = Field(ge=2)
+
+
+class Alpha(_Section):
+    sizes: list[int]
+    alpha_step: float = Field(gt=0, le=0.5)
+
+
+class Diversity(_Section):
+    ratios: list[float]
+
+
+class Export(_Section):
+    list_length: int = Field(ge=1)
+    own_ratings: str = ""
+
+
+class Findings(_Section):
+    pass
+
+
+class Parameters(_Section):
+    """Everything a run depends on; a section per stage holds exactly what its notebook declares."""
+
+    seed: int = Field(ge=0)
+    dataset: Dataset
+    ingest: Ingest = Field(alias="01_ingest")
+    content: Content = Field(alias="02_content_tfidf")
+    grid: Grid = Field(alias="03_cf_grid_search")
+    alpha: Alpha = Field(alias="06_alpha_curve")
+    diversity: Diversity = Field(alias="07_diversity")
+    export: Export = Field(alias="10_export")
+    findings: Findings = Field(alias="11_findings", default_factory=Findings)
+
+    def for_stage(self, stage: str) -> dict[str, Any]:
+        """What the notebook of ``stage`` receives from this file: its section, and for 01_ingest the data set."""
+        for name, field in type(self).model_fields.items():
+            if field.alias == stage:
+                values: dict[str, Any] = getattr(self, name).model_dump()
+                if stage == "01_ingest":
+                    values = {f"dataset_{k}": v for k, v in self.dataset.model_dump().items()} | values
+                return values
+        raise KeyError(stage)
+
+
+def load(path: Path, settings: list[str] | None = None) -> Parameters:
+    """Read a parameter file, apply ``key=value`` overrides (dotted keys, YAML values) and check the result.
+
+    Raises
+    ------
+    InputError : no such file, not YAML, an unknown or missing parameter, or a value of the wrong type or range.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"There is no parameter file {path}; {path.parent} holds: {known}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} must be a mapping of parameters; found {type(raw).__name__}.")
+    for setting in settings or []:
+        _override(raw, setting)
+    try:
+        return Parameters.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(_explain(path, error)) from None
+
+
+def _override(raw: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set takes key=value, for example --set dataset.archive=ml-100k.zip; got {setting!r}.")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise InputError(f"--set {setting}: {'.'.join(parents)} is not a section of the parameters.")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        node[last] = text
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """One sentence per problem: where, what was seen, what is allowed."""
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{where} is not a parameter")
+        elif problem["type"] == "missing":
+            parts.append(f"{where} is missing")
+        else:
+            parts.append(f"{where} = {problem['input']!r}: {problem['msg'][0].lower() + problem['msg'][1:]}")
+    listed = "; ".join(parts)
+    return f"The parameters of {path} can't be used: {listed}. The comments in params/ml-100k.yaml explain each key."

@@ -1,0 +1,86 @@
+"""One theme, one colour and marker per model, and the few plots the notebooks share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_PETROFF = [*"#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()]
+_LOOKS = {
+    # model: (colour, marker); colour is always backed by the marker or a label
+    "popularity": (_PETROFF[3], "s"),
+    "content": (_PETROFF[1], "^"),
+    "svd": (_PETROFF[2], "v"),
+    "knn": (_PETROFF[4], "D"),
+    "item_knn": (_PETROFF[5], "P"),
+    "ease": (_PETROFF[0], "o"),
+    "blend": (_PETROFF[6], "X"),
+}
+
+
+def theme() -> None:
+    """Apply the house theme: light grid, no top/right spines, sizes that stay legible in print."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110, "savefig.dpi": 160, "figure.figsize": (7.2, 4.0), "figure.constrained_layout.use": True,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
+            "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelsize": 10,
+            "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.frameon": False, "legend.fontsize": 9,
+            "axes.prop_cycle": plt.cycler(color=_PETROFF), "image.cmap": "cividis",
+            "svg.hashsalt": "recsys", "font.family": "DejaVu Sans",
+        }
+    )  # fmt: skip
+
+
+def look(model: str) -> dict[str, Any]:
+    """Colour and marker of a model, the same in every figure."""
+    colour, marker = _LOOKS.get(model, (_PETROFF[8], "."))
+    return {"color": colour, "marker": marker}
+
+
+def show(figure: Figure, caption: str, stem: Path | None) -> None:
+    """Display a figure and its caption; with a stem also save stem.png and stem.svg."""
+    if stem is not None:
+        figure.savefig(stem.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    display(figure)
+    plt.close(figure)
+    markdown(f"*{caption}*")
+
+
+def markdown(text: str) -> None:
+    """Show a paragraph computed from the data."""
+    display(Markdown(text))
+
+
+def lines(
+    ax: Axes, frame: pd.DataFrame, x: str, *, by: str, value: str = "value", low: str = "ci_low", high: str = "ci_high",
+    styled: bool = True,
+) -> None:  # fmt: skip
+    """One line with its band per level of ``by``; ``styled`` uses the models' own colours and markers."""
+    for name, part in frame.groupby(by, sort=False):
+        part = part.sort_values(x)
+        style = look(str(name)) if styled else {"marker": "o"}
+        (line,) = ax.plot(part[x], part[value], label=str(name), markersize=4.5, linewidth=1.6, **style)
+        ax.fill_between(part[x], part[low], part[high], color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",
+              high: str = "ci_high", model: str | None = None) -> None:  # fmt: skip
+    """Horizontal dots with intervals, first row on top; ``model`` names the column that sets colour and marker."""
+    for row, (_, line) in enumerate(frame.iterrows()):
+        style = look(str(line[model])) if model else {"color": _PETROFF[0], "marker": "o"}
+        ax.errorbar(
+            line[value], row, xerr=[[line[value] - line[low]], [line[high] - line[value]]], capsize=3, linestyle="none",
+            markersize=6, **style,
+        )  # fmt: skip
+    ax.set_yticks(range(len(frame)), frame[label].astype(str))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)

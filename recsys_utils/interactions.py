@@ -1,0 +1,140 @@
+"""Ratings as one users x items matrix with fixed orders of users and items."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+
+
+def natural_order(ids: Iterable[str]) -> list[str]:
+    """Sort ids so that embedded numbers count as numbers.
+
+    >>> natural_order(["ml_10", "ml_9", "b"])
+    ['b', 'ml_9', 'ml_10']
+    """
+
+    def key(text: str) -> list[tuple[int, int, str]]:
+        return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", text) if p]
+
+    return sorted(ids, key=lambda text: (key(text), text))
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Ratings of U users for I items; row ``u`` of ``user_item`` belongs to ``users[u]``.
+
+    Parameters
+    ----------
+    users, items : (U,), (I,) arrays of str. ``items`` is the whole catalogue, rated or not;
+        its order breaks score ties.
+    user, item : (N,) int32 positions in ``users`` and ``items``
+    rating : (N,) float32 on ``scale``
+    timestamp : (N,) int64, seconds since 1970; all 0 where the data have none
+    scale : the rating scale
+
+    A pair (user, item) occurs once. Subsets (:meth:`where`) keep users and items, so matrices of a training and a test
+    part always align.
+
+    >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
+    >>> Interactions.from_frame(frame, scale=Scale(1, 5)).user_item.toarray().tolist()
+    [[5.0, 3.0], [4.0, 0.0]]
+    """
+
+    users: NDArray[np.object_]
+    items: NDArray[np.object_]
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    rating: NDArray[np.float32]
+    timestamp: NDArray[np.int64]
+    scale: Scale
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        scale: Scale,
+        items: Iterable[str] | None = None,
+        users: Iterable[str] | None = None,
+    ) -> Interactions:
+        """Build from columns user_id, item_id, rating[, timestamp]; row order is kept.
+
+        Raises
+        ------
+        InputError : a column is missing, a pair occurs twice, a rating is off the scale, an id is not in ``items``/``users``.
+        """
+        missing = [c for c in (USER, ITEM, RATING) if c not in frame]
+        if missing:
+            raise InputError(f"Ratings lack the column(s) {', '.join(missing)}; found {', '.join(map(str, frame))}.")
+        user_ids = np.asarray(natural_order(set(frame[USER])) if users is None else list(users), dtype=object)
+        item_ids = np.asarray(natural_order(set(frame[ITEM])) if items is None else list(items), dtype=object)
+        user = pd.Index(user_ids).get_indexer(pd.Index(frame[USER].to_numpy(dtype=object)))
+        item = pd.Index(item_ids).get_indexer(pd.Index(frame[ITEM].to_numpy(dtype=object)))
+        for name, index in ((USER, user), (ITEM, item)):
+            if (index < 0).any():
+                bad = frame[name].to_numpy()[index < 0]
+                raise InputError(f"{len(set(bad))} value(s) of {name} are unknown, the first is {bad[0]!r}.")
+        rating = frame[RATING].to_numpy(dtype=np.float32)
+        off = ~((rating >= scale.lo) & (rating <= scale.hi))
+        if off.any():
+            row = int(np.flatnonzero(off)[0])
+            raise InputError(
+                f"{int(off.sum())} rating(s) lie outside the scale {scale.lo:g}-{scale.hi:g}; "
+                f"the first is {rating[row]:g} by {frame[USER].iloc[row]!r} for {frame[ITEM].iloc[row]!r}."
+            )
+        if pd.DataFrame({"u": user, "i": item}).duplicated().any():
+            raise InputError("Some user rated the same item twice; keep one rating per pair (say, the latest).")
+        stamp = frame[TIMESTAMP].to_numpy(dtype=np.int64) if TIMESTAMP in frame else np.zeros(len(frame), np.int64)
+        return cls(user_ids, item_ids, user.astype(np.int32), item.astype(np.int32), rating, stamp, scale)
+
+    def __len__(self) -> int:
+        return len(self.rating)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.users), len(self.items)
+
+    @cached_property
+    def user_item(self) -> csr_matrix:
+        """(U, I) float32 ratings, sorted indices. Stored entries are ratings, even a stored 0."""
+        matrix = csr_matrix((self.rating, (self.user, self.item)), shape=self.shape, dtype=np.float32)
+        matrix.sort_indices()
+        return matrix
+
+    @cached_property
+    def liked_item(self) -> csr_matrix:
+        """(U, I) float32, 1 where the rating is a like."""
+        keep = self.rating >= self.scale.liked
+        ones = np.ones(int(keep.sum()), np.float32)
+        return csr_matrix((ones, (self.user[keep], self.item[keep])), shape=self.shape, dtype=np.float32)
+
+    def where(self, mask: NDArray[np.bool_]) -> Interactions:
+        """The ratings for which ``mask`` (N,) holds, with unchanged users and items."""
+        if len(mask) != len(self):
+            raise ValueError(f"mask has {len(mask)} entries for {len(self)} ratings")
+        columns = {n: getattr(self, n)[mask] for n in ("user", "item", "rating", "timestamp")}
+        return replace(self, **columns)
+
+    def of_users(self, rows: NDArray[np.int_]) -> Interactions:
+        """Only the ratings of the users at positions ``rows``; the other rows stay, empty."""
+        return self.where(np.isin(self.user, rows))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns user_id, item_id, rating, timestamp in stored order."""
+        return pd.DataFrame(
+            {USER: self.users[self.user], ITEM: self.items[self.item], RATING: self.rating, TIMESTAMP: self.timestamp}
+        )
+
+
+def item_counts(matrix: csr_matrix) -> NDArray[np.int64]:
+    """Number of stored ratings of each column of a users x items matrix."""
+    return np.bincount(matrix.indices, minlength=matrix.shape[1]).astype(np.int64)

@@ -1,0 +1,97 @@
+"""Names, contracts and seeds that every other module shares."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+if TYPE_CHECKING:
+    from recsys_utils.interactions import Interactions
+
+USER = "user_id"
+ITEM = "item_id"
+RATING = "rating"
+TIMESTAMP = "timestamp"
+RANK = "rank"
+SCORE = "score"
+
+Scores = NDArray[np.float32]
+
+
+class InputError(Exception):
+    """What a person gave can't be used; the message says what, where, the value seen and the remedy.
+
+    The command line prints the message as one paragraph and exits with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The rating scale of a data set.
+
+    ``liked`` is the lowest rating that counts as a like: ``lo + 0.75 (hi - lo)`` unless overridden.
+
+    >>> Scale(1, 5).liked, Scale(0.5, 5).liked
+    (4.0, 3.875)
+    """
+
+    lo: float
+    hi: float
+    liked_override: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lo < self.hi:
+            raise InputError(f"A rating scale needs lo < hi; got lo={self.lo}, hi={self.hi}.")
+
+    @property
+    def liked(self) -> float:
+        if self.liked_override is not None:
+            return float(self.liked_override)
+        return self.lo + 0.75 * (self.hi - self.lo)
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """Anything that scores the catalogue for rows of ratings.
+
+    Nothing is looked up by user name: the profile passed in is all the model may know about its user.
+    """
+
+    name: str
+
+    def fit(self, train: Interactions) -> Self: ...
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) ratings, 0 stored = unrated absent -> (users, items) float32, higher is better."""
+        ...
+
+
+@runtime_checkable
+class RatingPredictor(Recommender, Protocol):
+    """A recommender whose output is also meaningful on the rating scale."""
+
+    def ratings(self, profiles: csr_matrix) -> Scores:
+        """(users, items) predicted ratings, clipped to the scale of the training data."""
+        ...
+
+
+def child_seed(root: int, *names: str | int) -> int:
+    """Derive an independent 32-bit seed from a root seed and a path of names.
+
+    The result depends on nothing but its arguments, so adding a consumer of randomness never shifts another one.
+
+    >>> child_seed(7, "splits") == child_seed(7, "splits"), child_seed(7, "splits") == child_seed(8, "splits")
+    (True, False)
+    """
+    text = "/".join([str(root), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def child_rng(root: int, *names: str | int) -> np.random.Generator:
+    """A numpy generator seeded by :func:`child_seed`."""
+    return np.random.default_rng(child_seed(root, *names))

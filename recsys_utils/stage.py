@@ -1,0 +1,189 @@
+"""What a notebook reads from earlier stages and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from recsys_utils import figures
+from recsys_utils.interactions import Interactions
+from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
+
+METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
+METRIC_KEY = METRIC_COLUMNS[:6]
+EVIDENCE_COLUMNS = ["metric", "value", "ci_low", "ci_high", "n"]
+Confidence = Literal["high", "medium", "low", "undecided"]
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The folder that holds params/ and recsys_utils/: $RECSYS_ROOT, or the first such parent of ``start``."""
+    if "RECSYS_ROOT" in os.environ:
+        return Path(os.environ["RECSYS_ROOT"]).resolve()
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "params").is_dir() and (folder / "recsys_utils").is_dir():
+            return folder
+    raise InputError(
+        f"{here} is not inside the project (no parent has params/ and recsys_utils/); set RECSYS_ROOT to it."
+    )
+
+
+class Stage:
+    """One notebook's door to the run: inputs of earlier stages, seeds, tables, figures, metrics, findings.
+
+    Parameters
+    ----------
+    name : the notebook's name without .ipynb
+    workspace : folder of the run's stages; a relative path counts from the project root
+    output : folder to write to, "" = show everything and write nothing (interactive use and notebook tests)
+    seed : root seed of the run; :meth:`rng` and :meth:`seed_for` derive the notebook's own
+    """
+
+    def __init__(self, name: str, *, workspace: str, output: str = "", seed: int = 0) -> None:
+        self.name = name
+        self.workspace = project_root() / workspace
+        self.output = project_root() / output if output else None
+        self.root_seed = seed
+        self._metrics: list[pd.DataFrame] = []
+        self._findings: list[dict[str, Any]] = []
+        if self.output is not None:
+            for folder in ("tables", "figures"):
+                (self.output / folder).mkdir(parents=True, exist_ok=True)
+        figures.theme()
+
+    # ---- what comes in
+
+    def seed_for(self, *names: str | int) -> int:
+        return child_seed(self.root_seed, self.name, *names)
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        return child_rng(self.root_seed, self.name, *names)
+
+    def path(self, stage: str, file: str) -> Path:
+        """A file an earlier stage wrote; says which command makes it when it is absent."""
+        found = self.workspace / stage / file
+        if not found.exists():
+            run = self.workspace.name
+            raise InputError(
+                f"{self.name} needs {file} of stage {stage}, which is not in {self.workspace}. "
+                f"Run the chain up to it first: recsys run params/{run}.yaml --only {stage}"
+            )
+        return found
+
+    def read(self, stage: str, file: str) -> pd.DataFrame:
+        path = self.path(stage, file)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+    def read_json(self, stage: str, file: str) -> Any:
+        return json.loads(self.path(stage, file).read_text(encoding="utf-8"))
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What 01_ingest recorded about the data set (name, scale, licence, hashes, what it lacks)."""
+        meta: dict[str, Any] = self.read_json("01_ingest", "meta.json")
+        return meta
+
+    def interactions(self) -> Interactions:
+        scale = Scale(**self.meta["scale"])
+        items = self.read("01_ingest", "items.parquet")["item_id"].tolist()
+        users = self.read("01_ingest", "users.parquet")["user_id"].tolist()
+        return Interactions.from_frame(
+            self.read("01_ingest", "interactions.parquet"), scale=scale, items=items, users=users
+        )
+
+    def items(self) -> pd.DataFrame:
+        return self.read("01_ingest", "items.parquet")
+
+    def splits(self) -> pd.DataFrame:
+        """One row a rating, aligned with :meth:`interactions`; the columns are documented in ``protocols``."""
+        return self.read("01_ingest", "splits.parquet")
+
+    # ---- what goes out
+
+    def file(self, name: str) -> Path | None:
+        """Where to write a file of this stage, or None when nothing is to be written."""
+        return None if self.output is None else self.output / name
+
+    def save(self, name: str, value: pd.DataFrame | dict[str, Any] | list[Any]) -> None:
+        """Write a table (.parquet) or a JSON document (.json) for later stages."""
+        path = self.file(name)
+        if path is None:
+            return
+        if path.suffix == ".json":
+            path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        elif isinstance(value, pd.DataFrame):
+            value.to_parquet(path, index=False, compression="zstd")
+        else:
+            raise TypeError(f"{name}: only a DataFrame goes into {path.suffix}")
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Save tables/<name>.csv (6 significant decimals) and return the frame for display."""
+        if self.output is not None:
+            write_csv(frame, self.output / "tables" / f"{name}.csv")
+        return frame
+
+    def figure(self, figure: Any, name: str, caption: str) -> None:
+        """Show a figure under its caption, and save figures/<name>.png and .svg."""
+        figures.show(figure, caption, None if self.output is None else self.output / "figures" / name)
+
+    def metrics(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Add rows to the run's metrics.csv; every row needs its interval and n, no key may occur twice."""
+        rows = rows.assign(stage=self.name)
+        missing = [c for c in METRIC_COLUMNS if c not in rows]
+        if missing:
+            raise ValueError(f"metric rows lack {', '.join(missing)}")
+        rows = rows[METRIC_COLUMNS]
+        everything = pd.concat([*self._metrics, rows], ignore_index=True)
+        twice = everything.duplicated(METRIC_KEY)
+        if twice.any():
+            raise ValueError(f"metric row given twice: {everything.loc[twice, METRIC_KEY].iloc[0].to_dict()}")
+        bare = rows[["value", "ci_low", "ci_high", "n"]].isna().any(axis=1)
+        if bare.any():
+            raise ValueError(f"metric row without value, interval or n: {rows[bare].iloc[0].to_dict()}")
+        self._metrics.append(rows)
+        return rows.drop(columns="stage").reset_index(drop=True)
+
+    def finding(
+        self, id: str, question: str, answer: str, confidence: Confidence, evidence: Sequence[dict[str, Any]]
+    ) -> None:
+        """Show and record an answer; ``evidence`` rows carry metric, value, ci_low, ci_high, n."""
+        if not evidence:
+            raise ValueError(f"finding {id!r} has no evidence")
+        rows = [{c: _plain(row[c]) for c in EVIDENCE_COLUMNS} for row in evidence]
+        if any(f["id"] == id for f in self._findings):
+            raise ValueError(f"finding {id!r} is given twice")
+        self._findings.append(
+            {"id": id, "stage": self.name, "question": question, "answer": answer, "confidence": confidence,
+             "evidence": rows}
+        )  # fmt: skip
+        figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
+
+    def close(self) -> None:
+        """Write metrics.csv and findings.json; call once, in the last cell."""
+        if self.output is None:
+            return
+        rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
+        write_csv(rows, self.output / "metrics.csv")
+        self.save("findings.json", self._findings)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a CSV whose bytes depend on the values alone (6 decimals, \\n, UTF-8)."""
+    frame.to_csv(path, index=False, float_format="%.6f", lineterminator="\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars to JSON numbers rounded like the tables; strings stay."""
+    if isinstance(value, (np.integer, int)):
+        return int(value)
+    if isinstance(value, (np.floating, float)):
+        return round(float(value), 6)
+    return value
