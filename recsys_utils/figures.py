@@ -8,11 +8,13 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from cycler import cycler
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_PETROFF = [*"#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()]
+_PETROFF = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
+_PETROFF += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
 _LOOKS = {
     # model: (colour, marker); colour is always backed by the marker or a label
     "popularity": (_PETROFF[3], "s"),
@@ -33,7 +35,7 @@ def theme() -> None:
             "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
             "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelsize": 10,
             "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.frameon": False, "legend.fontsize": 9,
-            "axes.prop_cycle": plt.cycler(color=_PETROFF), "image.cmap": "cividis",
+            "axes.prop_cycle": cycler(color=_PETROFF), "image.cmap": "cividis",
             "svg.hashsalt": "recsys", "font.family": "DejaVu Sans",
         }
     )  # fmt: skip

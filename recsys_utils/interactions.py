@@ -70,7 +70,7 @@ class Interactions:
 
         Raises
         ------
-        InputError : a column is missing, a pair occurs twice, a rating is off the scale, an id is not in ``items``/``users``.
+        InputError : a column is missing, a pair occurs twice, a rating is off the scale, an id is unknown.
         """
         missing = [c for c in (USER, ITEM, RATING) if c not in frame]
         if missing:
