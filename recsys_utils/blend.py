@@ -110,9 +110,9 @@ def normalise(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
     low = np.min(scores, axis=1, where=mask, initial=np.inf, keepdims=True)
     high = np.max(scores, axis=1, where=mask, initial=-np.inf, keepdims=True)
     flat = ~(high > low)
-    width = np.where(flat, np.float32(1), high - low)
-    scaled = (scores - np.where(flat, np.float32(0), low)) / width
-    return np.where(flat, np.float32(0.5), np.clip(scaled, 0, 1)).astype(np.float32)
+    low, high = np.where(flat, np.float32(0), low), np.where(flat, np.float32(1), high)
+    scaled: Scores = np.where(flat, np.float32(0.5), (np.clip(scores, low, high) - low) / (high - low))
+    return scaled
 
 
 def blend(content: Scores, cf: Scores, alpha: ArrayLike, candidates: NDArray[np.bool_]) -> Scores:
