@@ -1,0 +1,532 @@
+"""Collaborative filters behind the profile interface: popularity, Surprise's SVD and KNN, item KNN and EASE.
+
+Surprise trains (and grid-searches) SVD and KNN; what it learned about items is frozen and any row of ratings is folded
+in, so that new users, cut profiles and trained users are treated alike. The module also holds the grid search and the
+nested estimate of the rating error, which use Surprise's own predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import surprise
+from numba import njit
+from numpy.typing import NDArray
+from scipy.sparse import csc_matrix, csr_matrix, issparse
+
+from recsys_utils.interactions import Interactions, item_counts
+from recsys_utils.interfaces import InputError, Scores
+
+EASE_MAX_ITEMS = 15_000
+BASELINE_REG_USER = 15  # Surprise's default for alternating least squares (its reg_u)
+SHRINKAGE = 100  # Surprise's default for pearson_baseline
+
+State = dict[str, NDArray[Any]]
+Floats = NDArray[np.float64]
+Binarise = Literal["any", "liked"]
+
+
+class _Model:
+    """What the models share: arrays in and out, and ratings as clipped scores.
+
+    Dataclass fields with ``init`` are settings; the others are learned arrays or CSR matrices.
+    """
+
+    name: ClassVar[str]
+    bounds: NDArray[np.float64]  # lo, hi, liked of the training scale
+
+    def state(self) -> State:
+        """Settings and learned arrays, all plain numpy arrays (no pickles), for :meth:`from_state`."""
+        state: State = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if issparse(value):
+                parts = {"data": value.data, "indices": value.indices, "indptr": value.indptr, "shape": value.shape}
+                state |= {f"{f.name}.{part}": np.asarray(array) for part, array in parts.items()}
+            else:
+                state[f.name] = np.asarray(value)
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Self:
+        """A fitted model from what :meth:`state` returned."""
+        own = fields(cls)  # type: ignore[arg-type]
+        model = cls(**{f.name: state[f.name].item() for f in own if f.init})
+        for f in own:
+            if not f.init and f.name in state:
+                setattr(model, f.name, state[f.name])
+            elif not f.init:
+                data, indices, indptr, shape = (state[f"{f.name}.{p}"] for p in ("data", "indices", "indptr", "shape"))
+                setattr(model, f.name, csr_matrix((data, indices, indptr), shape=tuple(shape.tolist())))
+        return model
+
+    def _keep_scale(self, train: Interactions) -> None:
+        self.bounds = np.array([train.scale.lo, train.scale.hi, train.scale.liked])
+
+    def _binarised(self, matrix: csr_matrix, which: Binarise) -> csr_matrix:
+        """1 for every rating, or for every like only."""
+        ones = np.ones_like(matrix.data) if which == "any" else (matrix.data >= self.bounds[2])
+        binary = csr_matrix((ones.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        binary.eliminate_zeros()
+        return binary
+
+
+class _RatingModel(_Model):
+    def scores(self, profiles: csr_matrix) -> Scores:
+        raise NotImplementedError
+
+    def ratings(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32 predicted ratings: the scores clipped to the scale of the training data."""
+        scores = self.scores(profiles)
+        return np.clip(scores, self.bounds[0], self.bounds[1], out=scores)
+
+
+def _checked(profiles: csr_matrix, n_items: int) -> csr_matrix:
+    """Profiles with sorted indices; the kernels trust their shape."""
+    if profiles.shape[1] != n_items:
+        raise ValueError(f"profiles have {profiles.shape[1]} columns, the model knows {n_items} items")
+    return profiles if profiles.has_sorted_indices else profiles.sorted_indices()
+
+
+def _row_of(matrix: csr_matrix) -> NDArray[np.int64]:
+    """The row of each stored entry."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def _row_means(matrix: csr_matrix, empty: float) -> Floats:
+    counts = np.diff(matrix.indptr)
+    sums = np.bincount(_row_of(matrix), weights=matrix.data, minlength=matrix.shape[0])
+    return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
+
+
+@dataclass
+class Popularity(_Model):
+    """Score = number of training ratings of the item, the same for everyone.
+
+    >>> import pandas as pd; from recsys_utils.interfaces import Scale
+    >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
+    >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
+    >>> Popularity().fit(data).scores(data.user_item).tolist()
+    [[2.0, 1.0], [2.0, 1.0]]
+    """
+
+    name: ClassVar[str] = "popularity"
+    counts: NDArray[np.float32] = field(init=False, repr=False)
+    bounds: Floats = field(init=False, repr=False)
+
+    def fit(self, train: Interactions) -> Self:
+        self._keep_scale(train)
+        self.counts = item_counts(train.user_item).astype(np.float32)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32 counts."""
+        return np.tile(self.counts, (_checked(profiles, len(self.counts)).shape[0], 1))
+
+
+def surprise_trainset(train: Interactions) -> surprise.Trainset:
+    """Surprise's view of the ratings, rows sorted by user and item.
+
+    Raw ids are the positions in ``train.users`` and ``train.items``; inner ids keep their order, so that Surprise
+    resolves ties among neighbours to the lower position. Users and items without ratings are unknown to it.
+    """
+    by_user, by_item = train.user_item, train.user_item.tocsc()
+    users, items = (np.flatnonzero(np.diff(m.indptr)) for m in (by_user, by_item))
+
+    def lists(matrix: csr_matrix | csc_matrix, major: NDArray[np.int_], minor: NDArray[np.int_]) -> dict[int, Any]:
+        inner = np.searchsorted(minor, matrix.indices).tolist()
+        values, ends = matrix.data.tolist(), matrix.indptr.tolist()
+        return {
+            x: list(zip(inner[ends[m] : ends[m + 1]], values[ends[m] : ends[m + 1]], strict=True))
+            for x, m in enumerate(major.tolist())
+        }
+
+    return surprise.Trainset(
+        lists(by_user, users, items), lists(by_item, items, users), len(users), len(items), by_user.nnz,
+        (train.scale.lo, train.scale.hi), {u: x for x, u in enumerate(users.tolist())},
+        {i: x for x, i in enumerate(items.tolist())},
+    )  # fmt: skip
+
+
+def _spread(trainset: surprise.Trainset, values: Floats, n: int, *, of: Literal["users", "items"]) -> Floats:
+    """Values by Surprise's inner id -> by our position, 0 for what Surprise does not know."""
+    known = list(trainset._raw2inner_id_users if of == "users" else trainset._raw2inner_id_items)
+    full = np.zeros((n, *values.shape[1:]), np.float64)
+    full[known] = values
+    return full
+
+
+@dataclass
+class SVD(_RatingModel):
+    """Surprise's SVD (Funk's matrix factorisation with biases) with its item side frozen.
+
+    A profile of n ratings is folded in by ridge regression:
+    ``min over (b, p) of sum_i (r_i - mu - b_i - b - p.q_i)^2 + reg n (b^2 + |p|^2)``; Surprise's gradient steps pay
+    the penalty once per rating, hence the n. An empty profile scores ``mu + b_i``. Paper: Koren, Bell, Volinsky,
+    "Matrix factorization techniques for recommender systems", Computer 42 (2009).
+
+    Parameters
+    ----------
+    n_factors, n_epochs, lr, reg, seed : as in Surprise (n_factors, n_epochs, lr_all, reg_all > 0, random_state)
+    """
+
+    name: ClassVar[str] = "svd"
+    n_factors: int = 100
+    n_epochs: int = 20
+    lr: float = 0.005
+    reg: float = 0.02
+    seed: int = 0
+    mean: Floats = field(init=False, repr=False)
+    item_bias: Floats = field(init=False, repr=False)
+    item_factors: Floats = field(init=False, repr=False)
+    bounds: Floats = field(init=False, repr=False)
+
+    def fit(self, train: Interactions) -> Self:
+        self._keep_scale(train)
+        trainset = surprise_trainset(train)
+        algorithm = surprise.SVD(
+            n_factors=self.n_factors, n_epochs=self.n_epochs, lr_all=self.lr, reg_all=self.reg, random_state=self.seed
+        ).fit(trainset)
+        self.mean = np.asarray(trainset.global_mean)
+        self.item_bias = _spread(trainset, algorithm.bi, len(train.items), of="items")
+        self.item_factors = _spread(trainset, algorithm.qi, len(train.items), of="items")
+        return self
+
+    def fold_in(self, profiles: csr_matrix) -> Floats:
+        """(users, 1 + n_factors): bias and factors of each profile, zeros for an empty one."""
+        profiles = _checked(profiles, len(self.item_bias))
+        residual = profiles.data - self.mean - self.item_bias[profiles.indices]
+        design = np.column_stack([np.ones(len(self.item_bias)), self.item_factors])
+        folded: Floats = _ridge_rows(profiles.indptr, profiles.indices, residual, design, self.reg)
+        return folded
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32 predicted ratings, not clipped."""
+        weights = self.fold_in(profiles).astype(np.float32)
+        design = np.vstack([np.ones(len(self.item_bias)), self.item_factors.T]).astype(np.float32)
+        scores: Scores = weights @ design
+        scores += (self.mean + self.item_bias).astype(np.float32)
+        return scores
+
+
+@njit(cache=True)
+def _ridge_rows(indptr, items, target, design, reg):  # type: ignore[no-untyped-def]
+    """Row-wise ridge of target on design[items], penalty reg * n, by the smaller of two equivalent systems."""
+    width = design.shape[1]
+    out = np.zeros((len(indptr) - 1, width))
+    for row in range(len(indptr) - 1):
+        start, end = indptr[row], indptr[row + 1]
+        n = end - start
+        if n == 0:
+            continue
+        x, y = design[items[start:end]], target[start:end]
+        if n < width:
+            gram = x @ x.T
+            for d in range(n):
+                gram[d, d] += reg * n
+            out[row] = x.T @ np.linalg.solve(gram, y)
+        else:
+            gram = x.T @ x
+            for d in range(width):
+                gram[d, d] += reg * n
+            out[row] = np.linalg.solve(gram, x.T @ y)
+    return out
+
+
+@dataclass
+class KNN(_RatingModel):
+    """Surprise's KNNWithMeans or KNNBaseline, user- or item-based, for any profile.
+
+    ``score(u, i) = base(u, i) + sum_N sim r' / sum_N sim``, N = the k nearest neighbours with positive similarity that
+    rated i (user-based) or that u rated (item-based), r' = their ratings less their own base; base = mean of u (or of
+    i), or ``mu + b_u + b_i``. For users of the training data and items they have not rated this equals Surprise's
+    prediction to float32 precision: a profile's similarities and its ``b_u`` follow from the frozen item side by
+    Surprise's own formulas. Ties among neighbours go to the lower position. Empty profile: the base alone, with the
+    overall mean for the mean of u. Paper: Koren, "Factor in the neighbors", TKDD 4 (2010).
+
+    Parameters
+    ----------
+    kind : the formula for base
+    k : neighbours used at most
+    similarity : ``pearson_baseline`` (shrinkage 100, baselines by alternating least squares), ``msd`` or ``cosine``
+    user_based : False = item-based
+    min_support : common ratings below which a similarity is 0
+
+    User-based models keep the training matrix, item-based ones a dense items x items float64 matrix
+    (float32 would turn close similarities into ties).
+    """
+
+    name: ClassVar[str] = "knn"
+    kind: Literal["KNNWithMeans", "KNNBaseline"] = "KNNWithMeans"
+    k: int = 40
+    similarity: Literal["pearson_baseline", "msd", "cosine"] = "pearson_baseline"
+    user_based: bool = True
+    min_support: int = 3
+    mean: Floats = field(init=False, repr=False)
+    item_bias: Floats = field(init=False, repr=False)
+    item_mean: Floats = field(init=False, repr=False)
+    user_bias: Floats = field(init=False, repr=False)
+    train: csr_matrix = field(init=False, repr=False)
+    item_similarity: Floats = field(init=False, repr=False)
+    bounds: Floats = field(init=False, repr=False)
+
+    def fit(self, train: Interactions) -> Self:
+        self._keep_scale(train)
+        trainset = surprise_trainset(train)
+        n_users, n_items = train.shape
+        if self.user_based:
+            # only the baselines need training; a profile's similarities are computed when it arrives
+            algorithm = surprise.BaselineOnly(verbose=False).fit(trainset)
+            self.train = train.user_item
+            self.item_similarity = np.zeros((0, 0))
+        else:
+            options = {"name": self.similarity, "user_based": False, "min_support": self.min_support}
+            algorithm = getattr(surprise, self.kind)(k=self.k, sim_options=options, verbose=False).fit(trainset)
+            self.train = csr_matrix((0, n_items), dtype=np.float32)
+            known = np.asarray(list(trainset._raw2inner_id_items))
+            self.item_similarity = np.zeros((n_items, n_items))
+            self.item_similarity[np.ix_(known, known)] = np.maximum(algorithm.sim, 0)  # only positive ones are used
+        user_bias, item_bias = algorithm.compute_baselines()
+        self.mean = np.asarray(trainset.global_mean)
+        self.user_bias = _spread(trainset, user_bias, n_users, of="users") if self.user_based else np.zeros(0)
+        self.item_bias = _spread(trainset, item_bias, n_items, of="items")
+        self.item_mean = _row_means(train.user_item.T.tocsr(), float(self.mean))
+        self.__dict__.pop("_frozen", None)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32 predicted ratings, not clipped."""
+        profiles = _checked(profiles, len(self.item_bias))
+        values = profiles.data.astype(np.float64)
+        partial = values - (self.mean + self.item_bias[profiles.indices])
+        row = _row_of(profiles)
+        total: Floats = np.bincount(row, weights=partial, minlength=profiles.shape[0])
+        bias = total / (BASELINE_REG_USER + np.diff(profiles.indptr))
+        residual = values - (self.mean + self.item_bias[profiles.indices] + bias[row])
+        if self.user_based:
+            return self._user_based(profiles, residual, bias)
+        if self.kind == "KNNBaseline":
+            deviation, user_base, item_base = residual, self.mean + bias, self.item_bias
+        else:
+            deviation, item_base = values - self.item_mean[profiles.indices], self.item_mean
+            user_base = np.zeros(profiles.shape[0])
+        scores: Scores = _item_neighbours(
+            profiles.indptr, profiles.indices, deviation, self.item_similarity, user_base, item_base, self.k
+        )
+        return scores
+
+    def _user_based(self, profiles: csr_matrix, residual: Floats, bias: Floats) -> Scores:
+        columns, compared, deviation = self._frozen
+        values = residual if self.similarity == "pearson_baseline" else profiles.data.astype(np.float64)
+        if self.kind == "KNNBaseline":
+            user_base, item_base = self.mean + bias, self.item_bias
+        else:
+            user_base, item_base = _row_means(profiles, float(self.mean)), np.zeros(len(self.item_bias))
+        code = {"cosine": 0, "msd": 1, "pearson_baseline": 2}[self.similarity]
+        support = max(2, self.min_support) if self.similarity == "pearson_baseline" else self.min_support
+        scores: Scores = _user_neighbours(
+            profiles.indptr, profiles.indices, values, columns.indptr, columns.indices, compared,
+            self.train.indptr, self.train.indices, deviation, user_base, item_base, self.k, code, support,
+        )  # fmt: skip
+        if self.kind == "KNNWithMeans":
+            scores[:, np.diff(columns.indptr) == 0] = self.mean  # as Surprise does for items it does not know
+        return scores
+
+    @cached_property
+    def _frozen(self) -> tuple[csc_matrix, Floats, Floats]:
+        """Training columns, the values similarities compare (column order), and deviations from base (row order)."""
+        train, row = self.train, _row_of(self.train)
+        residual = train.data - ((self.mean + self.item_bias[train.indices]) + self.user_bias[row])
+        compared = residual if self.similarity == "pearson_baseline" else train.data.astype(np.float64)
+        deviation = residual if self.kind == "KNNBaseline" else train.data - _row_means(train, 0.0)[row]
+        columns = csr_matrix((compared, train.indices, train.indptr), shape=train.shape).tocsc()
+        return columns, columns.data, deviation
+
+
+@njit(cache=True)
+def _user_neighbours(  # type: ignore[no-untyped-def]
+    p_indptr, p_items, p_values, c_indptr, c_users, c_values, t_indptr, t_items, t_deviation,
+    user_base, item_base, k, similarity, min_support,
+):  # fmt: skip
+    """Profiles against the raters of their items, then neighbours from the nearest on hand their ratings out.
+
+    Walking the neighbours in the order of similarity replaces a heap per item: an item takes the first k it meets.
+    """
+    n_users, n_items = len(t_indptr) - 1, len(item_base)
+    out = np.empty((len(p_indptr) - 1, n_items), np.float32)
+    common, product = np.empty(n_users, np.int64), np.empty(n_users)
+    own_square, their_square = np.empty(n_users), np.empty(n_users)
+    taken, weighted, weight = np.empty(n_items, np.int64), np.empty(n_items), np.empty(n_items)
+    for row in range(len(p_indptr) - 1):
+        common[:], product[:], own_square[:], their_square[:] = 0, 0.0, 0.0, 0.0
+        for e in range(p_indptr[row], p_indptr[row + 1]):
+            value = p_values[e]
+            for c in range(c_indptr[p_items[e]], c_indptr[p_items[e] + 1]):
+                v, theirs = c_users[c], c_values[c]
+                common[v] += 1
+                product[v] += value * theirs
+                own_square[v] += value * value
+                their_square[v] += theirs * theirs
+        near = np.flatnonzero(common >= max(1, min_support))
+        sim = np.zeros(len(near))
+        for x in range(len(near)):
+            v = near[x]
+            if similarity == 1:
+                difference = own_square[v] + their_square[v] - 2 * product[v]
+                sim[x] = 1 / (difference / common[v] + 1)
+                continue
+            norm = np.sqrt(own_square[v] * their_square[v])
+            if norm > 0:
+                sim[x] = product[v] / norm
+            if similarity == 2:
+                sim[x] *= (common[v] - 1) / (common[v] - 1 + SHRINKAGE)
+        taken[:], weighted[:], weight[:] = 0, 0.0, 0.0
+        for x in np.argsort(-sim, kind="mergesort"):
+            if sim[x] <= 0:
+                break
+            for e in range(t_indptr[near[x]], t_indptr[near[x] + 1]):
+                i = t_items[e]
+                if taken[i] < k:
+                    taken[i] += 1
+                    weighted[i] += sim[x] * t_deviation[e]
+                    weight[i] += sim[x]
+        for i in range(n_items):
+            out[row, i] = user_base[row] + item_base[i] + (weighted[i] / weight[i] if weight[i] > 0 else 0.0)
+    return out
+
+
+@njit(cache=True)
+def _item_neighbours(indptr, items, deviation, similarity, user_base, item_base, k):  # type: ignore[no-untyped-def]
+    """For every item the k most similar items of the profile, in a heap whose root is the neighbour to drop next."""
+    n_items = len(item_base)
+    out = np.empty((len(indptr) - 1, n_items), np.float32)
+    sims, entry = np.empty(k), np.empty(k, np.int64)
+    for row in range(len(indptr) - 1):
+        start, end = indptr[row], indptr[row + 1]
+        for i in range(n_items):
+            size = 0
+            for e in range(start, end):
+                sim = similarity[i, items[e]]
+                if sim <= 0 or (size == k and sim <= sims[0]):
+                    continue
+                if size < k:
+                    place = size
+                    size += 1
+                    while place > 0 and sim <= sims[(place - 1) // 2]:  # later entries of equal similarity drop first
+                        parent = (place - 1) // 2
+                        sims[place], entry[place] = sims[parent], entry[parent]
+                        place = parent
+                else:
+                    place = 0
+                    while 2 * place + 1 < size:
+                        child = 2 * place + 1
+                        if child + 1 < size and (
+                            sims[child + 1] < sims[child]
+                            or (sims[child + 1] == sims[child] and entry[child + 1] > entry[child])
+                        ):
+                            child += 1
+                        if sims[child] >= sim:
+                            break
+                        sims[place], entry[place] = sims[child], entry[child]
+                        place = child
+                sims[place], entry[place] = sim, e
+            weighted = weight = 0.0
+            for n in range(size):
+                weighted += sims[n] * deviation[entry[n]]
+                weight += sims[n]
+            out[row, i] = user_base[row] + item_base[i] + (weighted / weight if weight > 0 else 0.0)
+    return out
+
+
+@dataclass
+class ItemKNN(_Model):
+    """Neighbours by shrunk cosine over who rated what: ``score(u, i) = sum over rated j of s(i, j)``.
+
+    ``s(i, j) = x_i.x_j / (|x_i| |x_j| + shrink)`` on binary columns, kept for the k items most similar to i.
+
+    Parameters
+    ----------
+    k, shrink : neighbours per item; damping of similarities with little support, in ratings
+    binarise : count any rating, or likes only, in training and in profiles
+    """
+
+    name: ClassVar[str] = "item_knn"
+    k: int = 100
+    shrink: float = 10.0
+    binarise: Binarise = "any"
+    similarity: csr_matrix = field(init=False, repr=False)
+    bounds: Floats = field(init=False, repr=False)
+
+    def fit(self, train: Interactions) -> Self:
+        self._keep_scale(train)
+        x = self._binarised(train.user_item, self.binarise)
+        norm = np.sqrt(item_counts(x).astype(np.float64))
+        together = (x.T @ x).tocsr()
+        columns: list[NDArray[np.int32]] = []
+        values: list[NDArray[np.float32]] = []
+        for i in range(together.shape[0]):
+            part = slice(together.indptr[i], together.indptr[i + 1])
+            other = together.indices[part]
+            sim = np.where(other == i, 0.0, together.data[part] / (norm[i] * norm[other] + self.shrink))
+            best = np.lexsort((other, -sim))[: self.k]
+            best = best[sim[best] > 0]
+            columns.append(other[best])
+            values.append(sim[best].astype(np.float32))
+        indptr = np.concatenate([[0], np.cumsum([len(c) for c in columns])])
+        neighbours = csr_matrix((np.concatenate(values), np.concatenate(columns), indptr), shape=together.shape)
+        self.similarity = neighbours.T.tocsr()
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32 sums of similarity; 0 where no neighbour is rated."""
+        binary = self._binarised(_checked(profiles, self.similarity.shape[0]), self.binarise)
+        scores: Scores = (binary @ self.similarity).toarray()
+        return scores
+
+
+@dataclass
+class EASE(_Model):
+    """Linear item-to-item regression in closed form: ``B = I - P diag(1 / P_jj)``, ``P = (X'X + reg I)^-1``.
+
+    ``scores = X B`` on binary profiles. Paper: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019.
+
+    Parameters
+    ----------
+    reg : ridge penalty on B
+    binarise : count any rating, or likes only, in training and in profiles
+
+    Raises
+    ------
+    InputError : more than 15,000 items (B is dense: 8 bytes x items^2 while fitting, twice)
+    """
+
+    name: ClassVar[str] = "ease"
+    reg: float = 500.0
+    binarise: Binarise = "any"
+    weights: NDArray[np.float32] = field(init=False, repr=False)
+    bounds: Floats = field(init=False, repr=False)
+
+    def fit(self, train: Interactions) -> Self:
+        n_items = len(train.items)
+        if n_items > EASE_MAX_ITEMS:
+            raise InputError(
+                f"EASE on {n_items:,} items would need about {16 * n_items**2 / 1e9:.0f} GB; it takes catalogues of "
+                f"up to {EASE_MAX_ITEMS:,} items. Cut the catalogue to the items rated most, or use ItemKNN."
+            )
+        self._keep_scale(train)
+        x = self._binarised(train.user_item, self.binarise)
+        gram = (x.T @ x).toarray().astype(np.float64)
+        gram[np.diag_indices(n_items)] += self.reg
+        precision = np.linalg.inv(gram)
+        self.weights = (precision / -np.diag(precision)).astype(np.float32)
+        np.fill_diagonal(self.weights, 0)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32; 0 for an empty profile."""
+        scores: Scores = self._binarised(_checked(profiles, len(self.weights)), self.binarise) @ self.weights
+        return scores
