@@ -1,0 +1,71 @@
+"""The catalogue: one row a film, whatever the sources know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from recsys_utils.interactions import natural_order
+from recsys_utils.interfaces import ITEM, InputError
+
+LISTS = ["genres", "keywords", "directors", "actors", "writers"]
+COLUMNS = [ITEM, "title", "year", *LISTS, "overview", "imdb_id", "tmdb_id"]
+
+# Relations of the film graph that describe a film. Their inverses say the same again and are left out, so a fact gives
+# one token; awards, languages, countries and ratings made a worse soup than none of them.
+GRAPH_COLUMNS: Mapping[str, str] = {
+    "film.film.subjects": "keywords",
+    "film.film.directed_by": "directors",
+    "film.film.actor": "actors",
+    "film.film.written_by": "writers",
+}
+
+
+def build(films: pd.DataFrame, graph: pd.DataFrame | None) -> pd.DataFrame:
+    """Join films and graph into the columns of items.parquet (``COLUMNS``), rows in natural order of item_id.
+
+    Parameters
+    ----------
+    films : item_id, title, year (Int64), genres (list of str), and any other column of the catalogue
+    graph : item_id, relation, entity - facts about films, or None when the source can't be had;
+        lists then stay empty. The graph states no order, so its lists are sorted.
+
+    Raises
+    ------
+    InputError : two films share an id.
+
+    >>> films = pd.DataFrame({"item_id": ["10", "9"], "title": ["B", "A"], "year": [1990, 1991], "genres": [["War"], []]})
+    >>> facts = pd.DataFrame({"item_id": ["9"], "relation": ["film.film.directed_by"], "entity": ["m.01"]})
+    >>> build(films, facts)[["item_id", "genres", "directors"]].to_numpy().tolist()
+    [['9', [], ['m.01']], ['10', ['War'], []]]
+    """
+    twice = films[ITEM][films[ITEM].duplicated()]
+    if len(twice):
+        raise InputError(f"Film id {twice.iloc[0]!r} stands for two films in the catalogue; ids must be distinct.")
+    items = films.set_index(ITEM).loc[natural_order(films[ITEM])].reset_index()
+    items["year"] = items["year"].astype("Int64")
+    if graph is not None:
+        facts = graph[graph[ITEM].isin(items[ITEM])].drop_duplicates()
+        for relation, column in GRAPH_COLUMNS.items():
+            grouped = facts[facts["relation"] == relation].groupby(ITEM)["entity"].agg(sorted)
+            items[column] = items[ITEM].map(grouped)
+    for column in LISTS:
+        values = items[column] if column in items else [[]] * len(items)
+        items[column] = [list(v) if isinstance(v, (list, tuple)) else [] for v in values]
+    if "overview" not in items:
+        items["overview"] = ""
+    for column in ("imdb_id", "tmdb_id"):
+        items[column] = (items[column] if column in items else pd.Series(None, index=items.index)).astype("string")
+    return items[COLUMNS]
+
+
+def coverage(items: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
+    """What share of films, and of ratings, has each kind of content: field, films, share_of_films, share_of_ratings."""
+    weight = items[ITEM].map(ratings[ITEM].value_counts()).fillna(0)
+    rows = []
+    for field in ["year", *LISTS, "overview"]:
+        column = items[field]
+        has = column.notna() if field == "year" else column.map(len) > 0
+        rows.append((field, int(has.sum()), has.mean(), weight[has].sum() / max(weight.sum(), 1)))
+    return pd.DataFrame(rows, columns=["field", "films", "share_of_films", "share_of_ratings"])
