@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from recsys_utils.interactions import natural_order
-from recsys_utils.interfaces import ITEM, InputError
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
 
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
 COLUMNS = [ITEM, "title", "year", *LISTS, "overview", "imdb_id", "tmdb_id"]
@@ -69,3 +69,53 @@ def coverage(items: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
         has = column.notna() if field == "year" else column.map(len) > 0
         rows.append((field, int(has.sum()), has.mean(), weight[has].sum() / max(weight.sum(), 1)))
     return pd.DataFrame(rows, columns=["field", "films", "share_of_films", "share_of_ratings"])
+
+
+def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str) -> None:
+    """Check the tables a run starts from: columns, types, ranges, ids, order.
+
+    Raises
+    ------
+    InputError : lists every rule that was broken, with an example.
+    """
+    import pandera.pandas as pa  # slow to import, and only ingest needs it
+
+    def lists(column: pd.Series) -> pd.Series:
+        return column.map(lambda v: isinstance(v, list) and all(isinstance(t, str) and t for t in v)).astype(bool)
+
+    rules = {
+        "ratings": pa.DataFrameSchema(
+            {
+                USER: pa.Column(str, pa.Check.str_startswith(prefix)),
+                ITEM: pa.Column(str, pa.Check.isin(set(items[ITEM]))),
+                RATING: pa.Column("float32", pa.Check.in_range(scale.lo, scale.hi)),
+                TIMESTAMP: pa.Column("int64", pa.Check.ge(0)),
+            },
+            unique=[USER, ITEM],
+            strict=True,
+        ),
+        "items": pa.DataFrameSchema(
+            {
+                ITEM: pa.Column(str, unique=True),
+                "title": pa.Column(str, pa.Check.str_length(min_value=1)),
+                "year": pa.Column("Int64", pa.Check.in_range(1870, 2100), nullable=True),
+                **{name: pa.Column(object, pa.Check(lists, error="a list of words")) for name in LISTS},
+                "overview": pa.Column(str),
+                "imdb_id": pa.Column("string", nullable=True),
+                "tmdb_id": pa.Column("string", nullable=True),
+            },
+            strict=True,
+            ordered=True,
+        ),
+    }
+    problems = []
+    for name, table in (("ratings", ratings), ("items", items)):
+        try:
+            rules[name].validate(table, lazy=True)
+        except pa.errors.SchemaErrors as error:
+            for (column, rule), cases in error.failure_cases.groupby(["column", "check"], dropna=False, sort=False):
+                problems.append(f"{name}.{column}: {rule} fails {len(cases)} time(s), e.g. {cases['failure_case'].iloc[0]!r}")
+    if items[ITEM].tolist() != natural_order(items[ITEM]):
+        problems.append("items: rows are not in natural order of item_id")
+    if problems:
+        raise InputError(f"The data fail their quality checks: {'; '.join(problems)}.")

@@ -138,3 +138,54 @@ class Interactions:
 def item_counts(matrix: csr_matrix) -> NDArray[np.int64]:
     """Number of stored ratings of each column of a users x items matrix."""
     return np.bincount(matrix.indices, minlength=matrix.shape[1]).astype(np.int64)
+
+
+DAY = 86_400
+
+
+def sessions(data: Interactions, gap: int = DAY) -> NDArray[np.int32]:
+    """(N,) number of the visit, from 0, in which a user gave each rating; a pause longer than ``gap`` seconds ends one.
+
+    >>> frame = pd.DataFrame({"user_id": "a", "item_id": ["x", "y", "z"], "rating": 3, "timestamp": [0, 9, DAY + 10]})
+    >>> sessions(Interactions.from_frame(frame, scale=Scale(1, 5))).tolist()
+    [0, 0, 1]
+    """
+    order = np.lexsort((data.timestamp, data.user))
+    user, time = data.user[order], data.timestamp[order]
+    begins = np.r_[False, (user[1:] == user[:-1]) & (np.diff(time) > gap)].astype(np.int32)
+    total = np.cumsum(begins)
+    starts = np.searchsorted(user, np.arange(len(data.users)))
+    number = np.empty(len(data), np.int32)
+    number[order] = total - total[np.minimum(starts, len(data) - 1)][user]
+    return number
+
+
+def describe(data: Interactions) -> dict[str, float]:
+    """The shape of a data set in a few numbers; shares lie in 0-1, time in days."""
+    per_user, per_item = np.bincount(data.user, minlength=data.shape[0]), item_counts(data.user_item)
+    top = np.sort(per_item)[::-1][: max(1, len(per_item) // 10)]
+    facts = {
+        "users": data.shape[0],
+        "films": data.shape[1],
+        "ratings": len(data),
+        "density": len(data) / (data.shape[0] * data.shape[1]),
+        "mean rating": float(data.rating.mean()),
+        "share of likes": float((data.rating >= data.scale.liked).mean()),
+        "fewest ratings of a user": int(per_user.min()),
+        "median ratings of a user": float(np.median(per_user)),
+        "most ratings of a user": int(per_user.max()),
+        "median ratings of a film": float(np.median(per_item)),
+        "films never rated": int((per_item == 0).sum()),
+        "share of ratings on the most rated tenth of films": float(top.sum() / len(data)),
+    }
+    if data.timestamp.any():
+        visits = pd.Series(sessions(data)).groupby(data.user).max() + 1
+        span = pd.Series(data.timestamp).groupby(data.user).agg(lambda t: t.max() - t.min())
+        same = pd.DataFrame({"u": data.user, "t": data.timestamp}).duplicated(keep=False)
+        facts |= {
+            "days covered": float((data.timestamp.max() - data.timestamp.min()) / DAY),
+            "share of users with one visit": float((visits == 1).mean()),
+            "median minutes from first to last rating": float(span.median() / 60),
+            "share of ratings with a time stamp the user has twice": float(same.mean()),
+        }
+    return facts
