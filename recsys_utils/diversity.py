@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils.blend import candidates
-from recsys_utils.interactions import item_counts
 from recsys_utils.interfaces import InputError, Scores, child_seed
 
 MID_RANK = (0.5, 0.8)  # the stretch of the ranking that classic exploration draws from
@@ -47,16 +46,18 @@ class Catalogue:
     Parameters
     ----------
     genres : (I, G) csr, 1 where the film has the genre
+    genre_names : its G columns
     popularity : (I,) number of training ratings
     """
 
     genres: csr_matrix
+    genre_names: list[str]
     popularity: NDArray[np.int64]
 
     @classmethod
-    def of(cls, items: pd.DataFrame, train: csr_matrix) -> Catalogue:
-        """From the item table (column ``genres``: a list each) and the training users x items matrix."""
-        return cls(genre_matrix(items["genres"].tolist()), item_counts(train))
+    def of(cls, items: pd.DataFrame, popularity: NDArray[np.int64]) -> Catalogue:
+        """From the item table (column ``genres``: a list each) and the number of training ratings of each film."""
+        return cls(*genre_matrix(items["genres"].tolist()), popularity)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, catalo
 
     Examples
     --------
-    >>> films = Catalogue(csr_matrix(np.ones((6, 1))), np.array([9, 1, 1, 1, 8, 2]))
+    >>> films = Catalogue(csr_matrix(np.ones((6, 1))), ["Drama"], np.array([9, 1, 1, 1, 8, 2]))
     >>> ranking = Ranking.of(np.array([[6, 5, 4, 3, 2, 1]], np.float32), csr_matrix((1, 6)), ["a"])
     >>> lists = rerank(ranking, "popular", 0.5, k=4, catalogue=films)
     >>> lists.items.tolist(), lists.exploration.tolist()
@@ -230,14 +231,15 @@ def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
     return mixed
 
 
-def genre_matrix(genres: Sequence[Sequence[str]]) -> csr_matrix:
-    """(I, G) float32 csr, 1 where the film has the genre; columns in alphabetical order.
+def genre_matrix(genres: Sequence[Sequence[str]]) -> tuple[csr_matrix, list[str]]:
+    """(I, G) float32 csr, 1 where the film has the genre, and the names of the columns in alphabetical order.
 
-    >>> genre_matrix([["Comedy", "Action"], [], ["Comedy"]]).toarray().tolist()
-    [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+    >>> matrix, names = genre_matrix([["Comedy", "Action"], [], ["Comedy"]])
+    >>> matrix.toarray().tolist(), names
+    ([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]], ['Action', 'Comedy'])
     """
     names = sorted({name for film in genres for name in film})
     column = {name: place for place, name in enumerate(names)}
     pairs = [(row, column[name]) for row, film in enumerate(genres) for name in set(film)]
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
-    return csr_matrix((np.ones(len(pairs), np.float32), (rows, columns)), shape=(len(genres), len(names)))
+    return csr_matrix((np.ones(len(pairs), np.float32), (rows, columns)), shape=(len(genres), len(names))), names

@@ -1,0 +1,271 @@
+"""From a profile to a list a person can read: the ladder of strategies, and a plain reason for every film.
+
+The ladder: a profile with no liked film gets popularity; then the weight alpha of the collaborative score, which grows
+with the profile, names the rung. Reasons are read off exact contributions, never guessed: which rated film adds most to
+the score, and which metadata it shares with the film recommended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from recsys_utils.blend import Blend, Components
+from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
+from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, Recommender, Scores
+
+COLUMNS = [
+    USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
+    "tmdb_id", "imdb_id",
+]  # fmt: skip
+FALLBACK = "popularity_fallback"
+BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
+SHOWN_TOKENS = 3  # shared metadata named in one reason
+OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
+NOUNS = {"genre": "genre", "keyword": "subject", "director": "director", "actor": "actor", "writer": "writer"}
+
+
+def rung(alpha: float, fallback: bool) -> str:
+    """The name of the strategy that ranks a list.
+
+    >>> [rung(a, False) for a in (0.0, 0.49, 0.5)], rung(0.7, True)
+    (['content_based', 'hybrid_content_heavy', 'hybrid_collaborative_heavy'], 'popularity_fallback')
+    """
+    if fallback:
+        return FALLBACK
+    if alpha == 0:
+        return "content_based"
+    return "hybrid_content_heavy" if alpha < 0.5 else "hybrid_collaborative_heavy"
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A fitted blend with its films and, at wish, a diversity strategy.
+
+    Parameters
+    ----------
+    blend : fitted; its popularity part scores films by their number of training ratings
+    items : (I rows) columns item_id, title, year, genres, tmdb_id, imdb_id in the order the blend knows
+    exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio
+    seed : of the random picks
+    """
+
+    blend: Blend
+    items: pd.DataFrame
+    exploration: str = "none"
+    ratio: float = 0.0
+    seed: int = 0
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        nobody = csr_matrix((1, len(self.items)), dtype=np.float32)
+        counts = self.blend.popularity.scores(nobody)[0].astype(np.int64)
+        return Catalogue.of(self.items, counts)
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Title and, where known, year: 'Fargo (1996)'."""
+        pairs = zip(self.items["title"], self.items["year"], strict=True)
+        return [str(title) if pd.isna(year) else f"{title} ({int(year)})" for title, year in pairs]
+
+    def rank(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> tuple[Lists, Scores, Components]:
+        """Lists of up to n films outside each profile, with all scores and what they are made of."""
+        components = self.blend.components(profiles)
+        scores = self.blend.scores(profiles)
+        ranking = Ranking.of(scores, profiles, users)
+        lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
+        return lists, scores, components
+
+    def recommend(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> pd.DataFrame:
+        """One row a recommended film, users in the given order, columns :data:`COLUMNS`.
+
+        ``score`` = (1 - alpha) content_score + alpha cf_score, except in a popularity_fallback list, where it is the
+        normalised popularity and alpha is 0. A user whose profile leaves fewer than n films gets those.
+        """
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(users), BLOCK)]
+        return pd.concat([self._block(profiles[b], users[b], n) for b in blocks], ignore_index=True)
+
+    def _block(self, profiles: csr_matrix, users: Sequence[str], n: int) -> pd.DataFrame:
+        lists, scores, components = self.rank(profiles, users, n)
+        row, place = np.nonzero(lists.items >= 0)
+        item, explored = lists.items[row, place], lists.exploration[row, place]
+        alpha = np.where(components.fallback, 0.0, components.alpha)
+        base = [rung(a, f) for a, f in zip(alpha, components.fallback, strict=True)]
+        films = self.items.iloc[item]
+        frame = pd.DataFrame(
+            {
+                USER: np.asarray(users, dtype=object)[row], RANK: place + 1, ITEM: films[ITEM].to_numpy(),
+                "title": [self.titles[i] for i in item], SCORE: scores[row, item], "alpha": alpha[row],
+                "strategy": [f"exploration:{self.exploration}" if e else base[r]
+                             for r, e in zip(row, explored, strict=True)],
+                "is_exploration": explored, "content_score": components.content[row, item],
+                "cf_score": components.cf[row, item],
+                "tmdb_id": films["tmdb_id"].to_numpy(), "imdb_id": films["imdb_id"].to_numpy(),
+            }
+        )  # fmt: skip
+        reasons: list[str] = []
+        for r, (films_of, picks) in enumerate(zip(lists.items, lists.exploration, strict=True)):
+            listed = films_of >= 0
+            why = Reasons(
+                self, profiles[r], components.content[r], components.cf[r], float(alpha[r]), base[r] == FALLBACK
+            )
+            reasons += why.sentences(films_of[listed], picks[listed])
+        return frame.assign(reason=reasons)[COLUMNS]
+
+    @cached_property
+    def additive(self) -> bool:
+        """Whether the collaborative score of a profile is the sum of the scores of its ratings taken singly.
+
+        True for linear models (EASE, item KNN without normalisation); tested on a made-up profile, not assumed.
+        """
+        n = min(5, len(self.items))
+        top = np.argsort(-self.catalogue.popularity, kind="stable")[:n]
+        ratings = np.full(n, self.blend.content.liked, np.float32)
+        probe = csr_matrix((ratings, (np.zeros(n, int), top)), shape=(1, len(self.items)))
+        return bool(np.allclose(singly(self.blend.cf, probe).sum(axis=0), self.blend.cf.scores(probe)[0], atol=1e-4))
+
+
+def singly(model: Recommender, profile: csr_matrix) -> Scores:
+    """(n, I) scores of the n one-rating profiles that a profile (1, I) is made of."""
+    n = profile.nnz
+    return model.scores(csr_matrix((profile.data, profile.indices, np.arange(n + 1)), shape=(n, profile.shape[1])))
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why films were chosen for one user.
+
+    Parameters
+    ----------
+    ladder : that chose them
+    profile : (1, I) the user's ratings
+    content, cf : (I,) the user's scores
+    alpha, fallback : weight of ``cf``; whether the list is popularity's
+    """
+
+    ladder: Ladder
+    profile: csr_matrix
+    content: NDArray[np.float32]
+    cf: NDArray[np.float32]
+    alpha: float
+    fallback: bool
+
+    def sentences(self, items: NDArray[np.int32], explored: NDArray[np.bool_]) -> list[str]:
+        """A sentence for each of n films."""
+        if self.fallback:
+            content, cf = None, None
+        else:
+            content, cf = self.content_by_film(items), self.cf_by_film(items)
+        texts = []
+        for column, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
+            if is_pick:
+                texts.append(self._exploration(item))
+            elif content is None:
+                texts.append(f"{self._nothing_liked()} This is a popular film: {self._raters(item)}.")
+            else:
+                texts.append(self._blended(item, content[:, column], None if cf is None else cf[:, column]))
+        return texts
+
+    def content_by_film(self, items: NDArray[np.int32]) -> Scores:
+        """(R, n) share of each of R rated films in the content scores of n films; each column adds up to its score."""
+        model = self.ladder.blend.content
+        likes = np.where(self.profile.data >= model.liked, self.profile.data, 0).astype(np.float32)
+        rated = model.vectors[self.profile.indices]
+        length = float(np.linalg.norm(rated.T @ likes)) or 1.0
+        shares: Scores = (rated @ model.vectors[items].T).toarray() * (likes[:, None] / length)
+        return shares
+
+    def cf_by_film(self, items: NDArray[np.int32]) -> Scores | None:
+        """(R, n) share of each rating in the collaborative scores before normalising; None where not additive."""
+        return singly(self.ladder.blend.cf, self.profile)[:, items] if self.ladder.additive else None
+
+    def _blended(self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None) -> str:
+        by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
+        if max(by_content, by_cf) == 0:
+            return "Nothing known links it to the films you liked; it fills the list."
+        if by_content >= by_cf:
+            film = int(content.argmax())
+            return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
+        if cf is None or cf.max() <= 0:
+            place, n = self._cf_place(item)
+            return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} films."
+        film = int(cf.argmax())
+        shared = self._shared(film, item)
+        also = f"; it also shares {shared} with that film" if shared else ""
+        if self.profile.data[film] >= self.ladder.blend.content.liked:
+            return f"Your rating of {self._rating(film)} for {self._film(film)} counts most towards it{also}."
+        return f"Having seen {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
+
+    def _exploration(self, item: int) -> str:
+        strategy = self.ladder.exploration
+        if strategy.startswith("genre"):
+            genres, names = self.ladder.catalogue.genres, self.ladder.catalogue.genre_names
+            rated = np.asarray(genres[self.profile.indices].sum(axis=0)).ravel()
+            new = [names[g] for g in genres[item].indices if rated[g] < FEW_RATINGS]
+            return f"For variety: {_listed('genre', new)}, of which you have rated fewer than {FEW_RATINGS} films."
+        if strategy.startswith("mid-rank"):
+            return "For variety: drawn at random from the middle of your ranking."
+        if strategy.startswith("popular"):
+            return f"For variety, a popular film: {self._raters(item)}."
+        return f"For variety ({strategy})."
+
+    def _nothing_liked(self) -> str:
+        return "You have rated no film yet." if self.profile.nnz == 0 else "None of your ratings is a like."
+
+    def _raters(self, item: int) -> str:
+        popularity = self.ladder.catalogue.popularity
+        place = int((popularity > popularity[item]).sum()) + 1
+        return f"{popularity[item]} viewers rated it, place {place} of {len(popularity)}"
+
+    def _cf_place(self, item: int) -> tuple[int, int]:
+        others = np.delete(self.cf, self.profile.indices)
+        return int((others > self.cf[item]).sum()) + 1, len(others)
+
+    def _film(self, place: int) -> str:
+        return self.ladder.titles[int(self.profile.indices[place])]
+
+    def _rating(self, place: int) -> str:
+        return f"{self.profile.data[place]:g}"
+
+    def _shared(self, place: int, item: int) -> str:
+        """The strongest metadata that a rated film and film ``item`` share, in words; "" for none."""
+        model = self.ladder.blend.content
+        both = model.vectors[self.profile.indices[place]].multiply(model.vectors[item]).tocsr()
+        strongest = both.indices[np.lexsort([both.indices, -both.data])][:SHOWN_TOKENS]
+        return in_words([str(model.tokens[t]) for t in strongest])
+
+
+def in_words(tokens: Sequence[str]) -> str:
+    """Typed tokens as a phrase; ids that are no names are counted.
+
+    >>> in_words(["director:Joel_Coen", "genre:Crime", "actor:m.01", "genre:Drama", "actor:m.02"])
+    'its director Joel Coen, the genres Crime and Drama and 2 actors'
+    """
+    kinds: dict[str, list[str]] = {}
+    for token in tokens:
+        kind, _, name = token.partition(":")
+        kinds.setdefault(kind, []).append(name.replace("_", " "))
+    return _and([_listed(kind, names) for kind, names in kinds.items()])
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    noun = NOUNS.get(kind, kind)
+    if kind == "overview":
+        return "the words " + _and([f"“{name}”" for name in names])
+    known = [name for name in names if not OPAQUE.fullmatch(name)]
+    if kind == "director" and len(names) == 1:
+        return " ".join(["its director", *known])
+    if len(known) < len(names):
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" if len(names) == 1 else f"{len(names)} {noun}s"
+    return f"the {noun}{'s' if len(names) > 1 else ''} {_and(known)}"
+
+
+def _and(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
