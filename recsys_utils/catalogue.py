@@ -35,7 +35,8 @@ def build(films: pd.DataFrame, graph: pd.DataFrame | None) -> pd.DataFrame:
     ------
     InputError : two films share an id.
 
-    >>> films = pd.DataFrame({"item_id": ["10", "9"], "title": ["B", "A"], "year": [1990, 1991], "genres": [["War"], []]})
+    >>> films = pd.DataFrame({"item_id": ["10", "9"], "title": ["B", "A"], "year": [1990, 1991]})
+    >>> films["genres"] = [["War"], []]
     >>> facts = pd.DataFrame({"item_id": ["9"], "relation": ["film.film.directed_by"], "entity": ["m.01"]})
     >>> build(films, facts)[["item_id", "genres", "directors"]].to_numpy().tolist()
     [['9', [], ['m.01']], ['10', ['War'], []]]
@@ -51,8 +52,9 @@ def build(films: pd.DataFrame, graph: pd.DataFrame | None) -> pd.DataFrame:
             grouped = facts[facts["relation"] == relation].groupby(ITEM)["entity"].agg(sorted)
             items[column] = items[ITEM].map(grouped)
     for column in LISTS:
-        values = items[column] if column in items else [[]] * len(items)
-        items[column] = [list(v) if isinstance(v, (list, tuple)) else [] for v in values]
+        if column not in items:
+            items[column] = None
+        items[column] = [list(v) if isinstance(v, (list, tuple)) else [] for v in items[column]]
     if "overview" not in items:
         items["overview"] = ""
     for column in ("imdb_id", "tmdb_id"):
@@ -114,7 +116,8 @@ def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str)
             rules[name].validate(table, lazy=True)
         except pa.errors.SchemaErrors as error:
             for (column, rule), cases in error.failure_cases.groupby(["column", "check"], dropna=False, sort=False):
-                problems.append(f"{name}.{column}: {rule} fails {len(cases)} time(s), e.g. {cases['failure_case'].iloc[0]!r}")
+                example = cases["failure_case"].iloc[0]
+                problems.append(f"{name}.{column}: {rule} fails {len(cases)} time(s), e.g. {example!r}")
     if items[ITEM].tolist() != natural_order(items[ITEM]):
         problems.append("items: rows are not in natural order of item_id")
     if problems:

@@ -8,11 +8,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-_ARTICLES = (
-    "the a an le la les l' un une el los las lo il i gli uno una der die das ein eine de het den det en ett o os as um uma"
-).split()
-_BEHIND_COMMA = re.compile(rf"^(.*?),\s*({'|'.join(map(re.escape, _ARTICLES))})$", re.IGNORECASE)
-_LEADING = re.compile(rf"^(?:{'|'.join(re.escape(a) for a in _ARTICLES if a != chr(39))})\s+(?=\S)", re.IGNORECASE)
+# articles as MovieLens puts them behind a comma; in front of a title only those that are hardly ever a word of it
+_LEADING_ARTICLES = ["the", "a", "an", "le", "la", "les", "el", "los", "las", "il", "der", "das"]
+_ARTICLES = [*_LEADING_ARTICLES, "l'", "un", "une", "lo", "i", "gli", "una", "die", "ein", "eine", "de", "het", "den",
+             "det", "en", "ett", "o", "os", "um", "uma"]  # fmt: skip
+_BEHIND_COMMA = re.compile(rf"^(.*?),\s*({'|'.join(_ARTICLES)})$", re.IGNORECASE)
+_LEADING = re.compile(rf"^(?:{'|'.join(_LEADING_ARTICLES)})\s+(?=\S)")
 _BRACKETS = re.compile(r"\s*\(([^()]*)\)")
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 

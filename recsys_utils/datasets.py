@@ -265,8 +265,8 @@ def open_archive(path: Path, dataset: Dataset) -> Archive:
         ) from None
     wanted = " or ".join(", ".join(layout.members) for layout in dataset.layouts.values())
     raise InputError(
-        f"{path} is a zip, but not of {dataset.name}: it has no folder with {wanted}. "
-        f"Its md5 is {_digest(path, 'md5')}, expected {dataset.md5} or another zip of the same files. {_remedy(dataset)}"
+        f"{path} is a zip, but not of {dataset.name}: it has no folder with {wanted}. Its md5 "
+        f"is {_digest(path, 'md5')}, expected {dataset.md5} or another zip of the same files. {_remedy(dataset)}"
     )
 
 
@@ -408,8 +408,9 @@ def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = prin
         part = target.with_name(target.name + ".part")
         shutil.copyfile(archive, part)
         part.replace(target)
-    graph = f"film graph: {fetched.graph.kind}" if fetched.graph else "film graph: absent"
-    return f"{name} is at {target} ({fetched.source}, {fetched.archive.kind}; checksums match); {graph}.\n{dataset.licence}"
+    graph = fetched.graph.kind if fetched.graph else "absent"
+    where = f"{name} is at {target} ({fetched.source}, {fetched.archive.kind}; checksums match)"
+    return f"{where}; film graph: {graph}.\n{dataset.licence}"
 
 
 def _cache_name(dataset: Dataset, archive: Archive) -> str:
@@ -458,7 +459,7 @@ def _from_site(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
     try:
         download(dataset.url, part)
         found = _md5_or_members(part, dataset, note)
-        if found is None and resumed:  # the rest of another file was glued to an old beginning: once more from the start
+        if found is None and resumed:  # the end of a newer file on an old beginning: once more from the start
             download(dataset.url, part)
             found = _md5_or_members(part, dataset, note)
     except httpx.HTTPError as error:
@@ -474,7 +475,7 @@ def _md5_or_members(part: Path, dataset: Dataset, note: Say) -> Archive | None:
     """The members decide; the publisher's md5 tells whether the zip around them is the one that was pinned."""
     found = _cached(part, dataset, note)
     if found is not None and (md5 := _digest(part, "md5")) != dataset.md5:
-        note(f"{dataset.url} was packed anew (md5 expected {dataset.md5}, found {md5}); its members are the pinned ones.")
+        note(f"{dataset.url} was packed anew (md5 {md5}, not {dataset.md5}); its members are the pinned ones.")
     return found
 
 
