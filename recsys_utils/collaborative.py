@@ -7,19 +7,23 @@ nested estimate of the rating error, which use Surprise's own predictions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from itertools import product
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
+import pandas as pd
 import surprise
+from joblib import Parallel, delayed
 from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix, issparse
+from surprise.model_selection import GridSearchCV, KFold
 
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, Scores
+from recsys_utils.interfaces import InputError, Scores, child_seed
 
 EASE_MAX_ITEMS = 15_000
 BASELINE_REG_USER = 15  # Surprise's default for alternating least squares (its reg_u)
@@ -185,12 +189,21 @@ class SVD(_RatingModel):
     item_factors: Floats = field(init=False, repr=False)
     bounds: Floats = field(init=False, repr=False)
 
+    def arguments(self) -> dict[str, Any]:
+        """The settings by Surprise's names."""
+        return {
+            "n_factors": self.n_factors, "n_epochs": self.n_epochs, "lr_all": self.lr, "reg_all": self.reg,
+            "random_state": self.seed,
+        }  # fmt: skip
+
+    def algorithm(self) -> surprise.SVD:
+        """Surprise's own model with these settings, not fitted."""
+        return surprise.SVD(**self.arguments())
+
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
         trainset = surprise_trainset(train)
-        algorithm = surprise.SVD(
-            n_factors=self.n_factors, n_epochs=self.n_epochs, lr_all=self.lr, reg_all=self.reg, random_state=self.seed
-        ).fit(trainset)
+        algorithm = self.algorithm().fit(trainset)
         self.mean = np.asarray(trainset.global_mean)
         self.item_bias = _spread(trainset, algorithm.bi, len(train.items), of="items")
         self.item_factors = _spread(trainset, algorithm.qi, len(train.items), of="items")
@@ -274,6 +287,15 @@ class KNN(_RatingModel):
     item_similarity: Floats = field(init=False, repr=False)
     bounds: Floats = field(init=False, repr=False)
 
+    def arguments(self) -> dict[str, Any]:
+        """The settings by Surprise's names."""
+        options = {"name": self.similarity, "user_based": self.user_based, "min_support": self.min_support}
+        return {"k": self.k, "sim_options": options, "verbose": False}
+
+    def algorithm(self) -> surprise.KNNWithMeans | surprise.KNNBaseline:
+        """Surprise's own model with these settings, not fitted."""
+        return getattr(surprise, self.kind)(**self.arguments())
+
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
         trainset = surprise_trainset(train)
@@ -284,8 +306,7 @@ class KNN(_RatingModel):
             self.train = train.user_item
             self.item_similarity = np.zeros((0, 0))
         else:
-            options = {"name": self.similarity, "user_based": False, "min_support": self.min_support}
-            algorithm = getattr(surprise, self.kind)(k=self.k, sim_options=options, verbose=False).fit(trainset)
+            algorithm = self.algorithm().fit(trainset)
             self.train = csr_matrix((0, n_items), dtype=np.float32)
             known = np.asarray(list(trainset._raw2inner_id_items))
             self.item_similarity = np.zeros((n_items, n_items))
@@ -304,7 +325,7 @@ class KNN(_RatingModel):
         values = profiles.data.astype(np.float64)
         partial = values - (self.mean + self.item_bias[profiles.indices])
         row = _row_of(profiles)
-        total: Floats = np.bincount(row, weights=partial, minlength=profiles.shape[0])
+        total = np.bincount(row, weights=partial, minlength=profiles.shape[0]).astype(np.float64)
         bias = total / (BASELINE_REG_USER + np.diff(profiles.indptr))
         residual = values - (self.mean + self.item_bias[profiles.indices] + bias[row])
         if self.user_based:
@@ -530,3 +551,110 @@ class EASE(_Model):
         """(users, items) float32; 0 for an empty profile."""
         scores: Scores = self._binarised(_checked(profiles, len(self.weights)), self.binarise) @ self.weights
         return scores
+
+
+# ---- grid search and the nested rating error, by Surprise
+
+M = TypeVar("M", bound=_Model)
+RatingModel = SVD | KNN
+
+
+def settings(model: type[M], grid: Mapping[str, Sequence[Any]]) -> list[M]:
+    """Unfitted models for all combinations of a grid, the last parameter changing fastest.
+
+    >>> [(s.reg, s.binarise) for s in settings(EASE, {"reg": [100, 500], "binarise": ["any"]})]
+    [(100, 'any'), (500, 'any')]
+    """
+    return [model(**dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+
+
+def parameters(model: _Model) -> dict[str, Any]:
+    """The settings of a model as plain values, ready for JSON and for its constructor."""
+    return {f.name: getattr(model, f.name) for f in fields(model) if f.init}  # type: ignore[arg-type]
+
+
+def grid_search(
+    train: Interactions, options: Sequence[RatingModel], *, folds: int, seed: int, jobs: int = 1
+) -> pd.DataFrame:
+    """Errors of each setting by Surprise's GridSearchCV over shuffled folds of ``train``.
+
+    Parameters
+    ----------
+    options : unfitted models
+    folds : number of folds over ratings, >= 2; the same for every setting
+    seed : of the folds; the models bring their own
+    jobs : processes; one task a setting, so that the result does not depend on it
+
+    Returns
+    -------
+    One row a setting in the given order: model, its parameters, rmse, mae (means over folds, rating points).
+    """
+    errors = Parallel(n_jobs=jobs)(delayed(_search)(train, option, folds, seed) for option in options)
+    return pd.DataFrame([{"model": o.name} | parameters(o) | e for o, e in zip(options, errors, strict=True)])
+
+
+def _search(train: Interactions, option: RatingModel, folds: int, seed: int) -> dict[str, float]:
+    grid = {
+        key: {k: [v] for k, v in value.items()} if isinstance(value, dict) else [value]
+        for key, value in option.arguments().items()
+    }
+    search = GridSearchCV(type(option.algorithm()), grid, measures=["rmse", "mae"], cv=KFold(folds, random_state=seed))
+    order = np.lexsort((train.item, train.user))
+    frame = pd.DataFrame({"u": train.user[order], "i": train.item[order], "r": train.rating[order].astype(float)})
+    scale = (train.scale.lo, train.scale.hi)
+    search.fit(surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=scale)))
+    return {measure: float(search.best_score[measure]) for measure in ("rmse", "mae")}
+
+
+def nested_rating_error(
+    data: Interactions, fold: NDArray[np.int8], options: Mapping[str, Sequence[RatingModel]], *, folds: int, seed: int,
+    jobs: int = 1,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Out-of-fold rating predictions whose settings were chosen without the fold they predict.
+
+    Every outer fold picks, per name, the option with the least inner RMSE within its own training part
+    (:func:`grid_search`), refits it there and predicts the held-out ratings with Surprise's own ``predict``, clipped
+    to the scale. A single option needs no choice.
+
+    Parameters
+    ----------
+    fold : (N,) outer fold of each rating
+    options : name -> candidate settings
+    folds : inner folds
+    seed : of the inner folds, one child per outer fold
+    jobs : processes; tasks are (outer fold, setting), so that the result does not depend on it
+
+    Returns
+    -------
+    predictions : (N, names) float64, aligned with ``data``
+    choices : one row per outer fold and name: fold, name, inner rmse (NaN without a choice), chosen parameters
+    """
+    outer = np.unique(fold)
+    tasks = [(f, name, o) for f in outer for name in options if len(options[name]) > 1 for o in options[name]]
+    errors = Parallel(n_jobs=jobs)(
+        delayed(_search)(data.where(fold != f), option, folds, child_seed(seed, "inner", int(f)))
+        for f, _, option in tasks
+    )
+    best = {(f, name): (float("nan"), options[name][0]) for f in outer for name in options}
+    for (f, name, option), error in zip(tasks, errors, strict=True):
+        if not best[f, name][0] <= error["rmse"]:  # also true for the NaN no search has filled yet
+            best[f, name] = error["rmse"], option
+    held_out = Parallel(n_jobs=jobs)(
+        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option)
+        for (f, _), (_, option) in best.items()
+    )
+    predictions = pd.DataFrame(np.nan, index=range(len(data)), columns=list(options))
+    for (f, name), values in zip(best, held_out, strict=True):
+        predictions.loc[fold == f, name] = values
+    rows = [
+        {"fold": int(f), "name": name, "inner_rmse": rmse} | parameters(option)
+        for (f, name), (rmse, option) in best.items()
+    ]
+    return predictions, pd.DataFrame(rows)
+
+
+def predict_by_surprise(train: Interactions, test: Interactions, option: RatingModel) -> Floats:
+    """(N_test,) float64: Surprise's own predictions, clipped to the scale, after fitting on ``train``."""
+    algorithm = option.algorithm().fit(surprise_trainset(train))
+    pairs = zip(test.user.tolist(), test.item.tolist(), strict=True)
+    return np.array([algorithm.predict(user, item).est for user, item in pairs])

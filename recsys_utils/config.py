@@ -34,12 +34,41 @@ class Content(_Section):
     fields: list[str]
 
 
+class SvdGrid(_Section):
+    n_factors: list[int]
+    n_epochs: list[int]
+    lr: list[float]
+    reg: list[float]
+
+
+class KnnGrid(_Section):
+    kind: list[Literal["KNNWithMeans", "KNNBaseline"]]
+    similarity: list[Literal["pearson_baseline", "msd", "cosine"]]
+    user_based: list[bool]
+    k: list[int]
+    min_support: list[int]
+
+
+class ItemKnnGrid(_Section):
+    k: list[int]
+    shrink: list[float]
+    binarise: list[Literal["any", "liked"]]
+
+
+class EaseGrid(_Section):
+    reg: list[float]
+    binarise: list[Literal["any", "liked"]]
+
+
 class Grid(_Section):
-    svd_factors: list[int]
-    svd_epochs: list[int]
-    svd_lr: list[float]
-    svd_reg: list[float]
+    svd_grid: SvdGrid
+    svd_short: SvdGrid
+    knn_grid: KnnGrid
+    knn_short: KnnGrid
     inner_folds: int = Field(ge=2)
+    item_knn_grid: ItemKnnGrid
+    ease_grid: EaseGrid
+    stratified_runs: int = Field(ge=1)
 
 
 class Alpha(_Section):
