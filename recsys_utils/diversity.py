@@ -203,8 +203,7 @@ def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_],
     free = eligible.copy()
     row, column = np.nonzero(kept >= 0)
     free[row, kept[row, column]] = False
-    # one sort key: the top bit puts what is not free behind everything that is
-    key = np.where(free, priority >> np.uint64(1), np.uint64(1) << np.uint64(63))
+    key = np.where(free, priority, np.iinfo(np.uint64).max)
     picks = np.argsort(key, axis=1, kind="stable")[:, :m].astype(np.int32)
     picks[~np.take_along_axis(free, picks, axis=1)] = -1
     picks = np.pad(picks, ((0, 0), (0, m - picks.shape[1])), constant_values=-1)
