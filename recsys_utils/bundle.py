@@ -153,7 +153,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
     """The bytes of a file of the bundle, once their hash is the recorded one."""
-    expected = manifest["files"].get(name)
+    expected = manifest["files"][name]
     try:
         data = (folder / name).read_bytes()
     except FileNotFoundError:
@@ -171,5 +171,9 @@ def _read_model(folder: Path, manifest: dict[str, Any], part: str) -> Any:
     name = manifest["models"][part]
     if name not in MODELS:
         raise InputError(f"The bundle {folder} asks for the model {name!r}; this version knows {', '.join(MODELS)}.")
-    with np.load(io.BytesIO(_checked(folder, manifest, f"{part}.npz")), allow_pickle=False) as arrays:
-        return MODELS[name].from_state(dict(arrays))
+    data = io.BytesIO(_checked(folder, manifest, f"{part}.npz"))
+    try:
+        with np.load(data, allow_pickle=False) as arrays:
+            return MODELS[name].from_state(dict(arrays))
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{folder / part}.npz is damaged: {error}. Export the bundle again.") from None

@@ -1,0 +1,215 @@
+"""The ladder's rungs, and reasons whose shares add up to the scores they explain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from recsys_utils.blend import CURVES, AlphaCurve, Blend
+from recsys_utils.collaborative import EASE, SVD, Popularity
+from recsys_utils.content import ContentModel
+from recsys_utils.interactions import Interactions
+from recsys_utils.interfaces import Recommender, Scale
+from recsys_utils.recommender import COLUMNS, Ladder, Reasons, in_words, rung
+
+N_ITEMS = 40
+ALWAYS_CONTENT = AlphaCurve("content", (0,), (0.0,))
+ALWAYS_CF = AlphaCurve("cf", (0,), (1.0,))
+
+
+@pytest.fixture(scope="module")
+def items() -> pd.DataFrame:
+    """Film i: genre by i % 4, director by i // 2 (films 0 and 1 share one), every second id known to TMDB."""
+    return pd.DataFrame(
+        {
+            "item_id": [f"{i:02d}" for i in range(N_ITEMS)],
+            "title": [f"Film {i}" for i in range(N_ITEMS)],
+            "year": pd.array([1950 + i if i else None for i in range(N_ITEMS)], dtype="Int64"),
+            "genres": [[["Comedy", "Drama", "War", "Western"][i % 4]] for i in range(N_ITEMS)],
+            "directors": [[f"m.0{i // 2}"] for i in range(N_ITEMS)],
+            "imdb_id": None,
+            "tmdb_id": [str(i) if i % 2 else None for i in range(N_ITEMS)],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def train(items: pd.DataFrame) -> Interactions:
+    rng = np.random.default_rng(5)
+    rated = rng.random((60, N_ITEMS)) < np.linspace(0.7, 0.1, N_ITEMS)
+    user, item = np.nonzero(rated)
+    frame = pd.DataFrame(
+        {
+            "user_id": [f"u{u:02d}" for u in user], "item_id": items["item_id"].to_numpy()[item],
+            "rating": rng.integers(1, 6, len(user)),
+        }
+    )  # fmt: skip
+    return Interactions.from_frame(frame, scale=Scale(1, 5), items=items["item_id"])
+
+
+def ladder(
+    items: pd.DataFrame, train: Interactions, curve: AlphaCurve = CURVES["classic"], cf: Recommender | None = None,
+    exploration: str = "none", ratio: float = 0.0,
+) -> Ladder:  # fmt: skip
+    blend = Blend(ContentModel(items), cf or EASE(reg=10.0), curve, Popularity()).fit(train)
+    return Ladder(blend, items, exploration, ratio, seed=3)
+
+
+def profile(ratings: dict[int, float]) -> csr_matrix:
+    places = sorted(ratings)
+    data = np.array([ratings[p] for p in places], np.float32)
+    return csr_matrix((data, (np.zeros(len(places), int), places)), shape=(1, N_ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "fallback", "expected"),
+    [
+        (0.0, True, "popularity_fallback"), (0.7, True, "popularity_fallback"), (0.0, False, "content_based"),
+        (0.01, False, "hybrid_content_heavy"), (0.499, False, "hybrid_content_heavy"),
+        (0.5, False, "hybrid_collaborative_heavy"), (1.0, False, "hybrid_collaborative_heavy"),
+    ],
+)  # fmt: skip
+def test_rungs(alpha: float, fallback: bool, expected: str) -> None:
+    assert rung(alpha, fallback) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "rating", "expected", "alpha"),
+    [
+        (0, 5, "popularity_fallback", 0.0),
+        (12, 3, "popularity_fallback", 0.0),  # twelve ratings, none a like
+        (4, 5, "content_based", 0.0),
+        (10, 5, "hybrid_content_heavy", 0.1),  # classic: .3 (10 - 5) / 15
+        (20, 5, "hybrid_collaborative_heavy", 0.7),
+    ],
+)
+def test_the_classic_ladder_by_profile_size(
+    items: pd.DataFrame, train: Interactions, n: int, rating: float, expected: str, alpha: float
+) -> None:
+    found = ladder(items, train).recommend(profile(dict.fromkeys(range(n), rating)), ["me"], n=5)
+    assert list(found.columns) == COLUMNS
+    assert found["strategy"].unique().tolist() == [expected]
+    assert found["alpha"].to_numpy() == pytest.approx(alpha)
+    assert found["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert found["score"].is_monotonic_decreasing
+    if expected == "popularity_fallback":
+        popular = np.argsort(-np.bincount(train.item, minlength=N_ITEMS), kind="stable")
+        assert found["item_id"].tolist() == [f"{i:02d}" for i in popular if i >= n][:5]
+    else:
+        parts = (1 - found["alpha"]) * found["content_score"] + found["alpha"] * found["cf_score"]
+        assert found["score"].to_numpy() == pytest.approx(parts.to_numpy(), abs=1e-6)
+
+
+def test_rated_films_stay_out_and_a_long_list_ends_with_the_catalogue(items: pd.DataFrame, train: Interactions) -> None:
+    rated = [0, 3, 17, 39]
+    found = ladder(items, train).recommend(profile(dict.fromkeys(rated, 5.0)), ["me"], n=500)
+    expected = {f"{i:02d}" for i in range(N_ITEMS)} - {f"{i:02d}" for i in rated}
+    assert len(found) == N_ITEMS - len(rated)
+    assert set(found["item_id"]) == expected
+
+
+def test_users_stay_apart_whatever_the_block(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train, exploration="mid-rank", ratio=0.2)
+    together = rows.recommend(train.user_item, list(train.users), n=10)
+    for u in (0, 31, 59):
+        alone = rows.recommend(train.user_item[u], [train.users[u]], n=10)
+        expected = together[together["user_id"] == train.users[u]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, expected, check_exact=False, rtol=1e-5)
+    assert together["user_id"].drop_duplicates().tolist() == train.users.tolist()
+
+
+def test_titles_carry_the_year_where_it_is_known(items: pd.DataFrame, train: Interactions) -> None:
+    assert ladder(items, train).titles[:2] == ["Film 0", "Film 1 (1951)"]
+
+
+def test_content_reason_names_the_liked_film_and_what_it_shares(items: pd.DataFrame, train: Interactions) -> None:
+    # the only like is film 2 (War, director m.01); film 3 shares its director alone, films 6, 10 ... its genre alone
+    found = ladder(items, train, ALWAYS_CONTENT).recommend(profile({2: 5, 9: 1}), ["me"], n=2)
+    assert found["item_id"].iloc[0] == "03"
+    assert found["reason"].iloc[0] == "Shares its director with Film 2 (1952), which you rated 5."
+    assert found["reason"].iloc[1] == "Shares the genre War with Film 2 (1952), which you rated 5."
+
+
+def test_content_shares_add_up_to_the_cosine(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train)
+    mine = profile({2: 5, 7: 4, 8: 2, 11: 4})
+    scores = rows.blend.content.scores(mine)[0]
+    why = Reasons(rows, mine, scores, scores, 0.0, False)
+    films = np.array([3, 6, 9, 15], np.int32)
+    shares = why.content_by_film(films)
+    assert shares.sum(axis=0) == pytest.approx(scores[films], abs=1e-6)
+    assert (shares[2] == 0).all()  # a film rated 2 is no like
+    assert shares[:, 0] == pytest.approx(
+        [dict(rows.blend.content.explain_by_film(mine, 3)).get(i, 0) for i in mine.indices]
+    )
+
+
+def test_collaborative_reason_names_the_rating_that_adds_most(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train, ALWAYS_CF)
+    assert rows.additive
+    mine = profile({0: 5, 5: 4, 12: 1, 30: 4})
+    found = rows.recommend(mine, ["me"], n=3)
+    best = int(found["item_id"].iloc[0])
+    alone = {i: rows.blend.cf.scores(profile({i: r}))[0, best] for i, r in zip(mine.indices, mine.data, strict=True)}
+    top = max(alone, key=lambda i: alone[i])
+    assert rows.titles[top] in found["reason"].iloc[0]
+    assert "most towards it" in found["reason"].iloc[0]
+    scores = rows.blend.cf.scores(mine)[0]
+    why = Reasons(rows, mine, scores, scores, 1.0, False)
+    shares = why.cf_by_film(np.array([best], np.int32))
+    assert shares is not None
+    assert shares.sum() == pytest.approx(scores[best], abs=1e-5)
+
+
+def test_a_model_that_is_no_sum_gives_a_place_instead_of_a_film(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train, ALWAYS_CF, SVD(n_factors=4, n_epochs=5))
+    assert not rows.additive
+    found = rows.recommend(profile({0: 5, 5: 4, 12: 1}), ["me"], n=2)
+    assert found["reason"].tolist() == [
+        f"By the pattern of your 3 ratings it is number {place} of {N_ITEMS - 3} films." for place in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("genre-repaired", "For variety: the genre"),
+        ("mid-rank", "For variety: drawn at random from the middle"),
+        ("popular", "For variety, a popular film:"),
+    ],
+)
+def test_exploration_says_so(items: pd.DataFrame, train: Interactions, strategy: str, reason: str) -> None:
+    found = ladder(items, train, exploration=strategy, ratio=0.2).recommend(profile({0: 5, 4: 4}), ["me"], n=10)
+    picks = found[found["is_exploration"]]
+    assert picks["rank"].tolist() == [9, 10]
+    assert picks["strategy"].unique().tolist() == [f"exploration:{strategy}"]
+    assert picks["reason"].str.startswith(reason).all()
+    assert not found["strategy"].iloc[:8].str.startswith("exploration").any()
+
+
+def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train)
+    count = int(np.bincount(train.item).max())
+    nothing = rows.recommend(profile({}), ["me"], n=1)["reason"].iloc[0]
+    assert (
+        nothing
+        == f"You have rated no film yet. This is a popular film: {count} viewers rated it, place 1 of {N_ITEMS}."
+    )
+    assert rows.recommend(profile({39: 1}), ["me"], n=1)["reason"].iloc[0].startswith("None of your ratings is a like.")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([], ""),
+        (["director:m.0bx"], "its director"),
+        (["director:Joel_Coen", "actor:m.01"], "its director Joel Coen and an actor"),
+        (["actor:Uma_Thurman", "actor:Tim_Roth"], "the actors Uma Thurman and Tim Roth"),
+        (["genre:Sci-Fi", "keyword:m.02", "keyword:m.03"], "the genre Sci-Fi and 2 subjects"),
+        (["overview:lost island"], "the words “lost island”"),
+    ],
+)
+def test_tokens_in_words(tokens: list[str], expected: str) -> None:
+    assert in_words(tokens) == expected
