@@ -226,11 +226,11 @@ def list_metrics(
     n_items = len(traits.counts)
     lists = lists[:, :k]
     chosen = _members(lists, n_items)
-    rated = _pattern(profiles)
+    rated = pattern(profiles)
     length, known = chosen.getnnz(axis=1), rated.getnnz(axis=1)
     popular = top_k(np.broadcast_to(traits.counts.astype(np.float32), profiles.shape), profiles, k)
     expected = chosen.multiply(_members(popular, n_items))
-    surprises = (chosen - expected).multiply(_pattern(relevant)).sum(axis=1)
+    surprises = (chosen - expected).multiply(pattern(relevant)).sum(axis=1)
     found = {
         "novelty": _divide(chosen @ -np.log2(traits.share), length),
         "ild": _mean_distance(chosen, csr_matrix(traits.genres)),
@@ -249,8 +249,8 @@ def _members(lists: Lists, n_items: int) -> csr_matrix:
     return csr_matrix((np.ones(indptr[-1]), lists[filled], indptr), shape=(len(lists), n_items))
 
 
-def _pattern(matrix: csr_matrix) -> csr_matrix:
-    """The same stored places, each with a 1."""
+def pattern(matrix: csr_matrix) -> csr_matrix:
+    """The same stored places, each with a 1: a rating of 0 is a rating."""
     return csr_matrix((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

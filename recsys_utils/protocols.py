@@ -10,18 +10,32 @@ Columns of ``splits`` (one row a rating, aligned with the interactions):
 
 Columns of ``users``: user_id, ``fold`` int8 (profile-size test fold), ``part`` int8 (0-4; the users of other folds with
 ``part == fold`` are the validation users of that fold). Columns of ``item_folds``: item_id, ``fold`` int8 (cold-item).
+
+Whatever the protocol, a :class:`Case` is what a model is tested on. It can't be built from leaking parts: the guards
+(``check_*``) raise :class:`LeakError`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import ITEM, USER, child_seed
+from recsys_utils import metrics
+from recsys_utils.interactions import Interactions, item_counts
+from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed
+from recsys_utils.significance import Bootstrap, jackknife, metric_rows
+
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.intp]
 
 VALIDATION_PARTS = 5
+_CELLS = 2**24  # scores held at once: 64 MB of float32, and never more than 4,000 users
 
 
 def seeded_hash(ids: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:
@@ -47,6 +61,13 @@ def _rank_within(user: NDArray[np.int32], *keys: NDArray[np.generic]) -> NDArray
     rank = np.empty(len(user), np.int32)
     rank[order] = np.arange(len(user)) - starts[user[order]]
     return rank
+
+
+def _is_last_fifth(place: NDArray[np.int32], n: NDArray[np.int_]) -> Mask:
+    """The last 20 % of n ratings, at least 5; none of a user who would keep fewer than 5."""
+    last = np.maximum(5, n // 5)
+    tail: Mask = (place >= n - last) & (n - last >= 5)
+    return tail
 
 
 def _balanced_folds(hashes: NDArray[np.uint64], folds: int) -> NDArray[np.int8]:
@@ -76,8 +97,7 @@ def make_splits(
     n = counts[data.user]
     splits = pd.DataFrame({"rating_fold": _balanced_folds(pair_hash("rating_fold"), rating_folds)})
     time = _rank_within(data.user, data.timestamp, pair_hash("time_ties"))
-    last = np.maximum(5, n // 5)
-    splits["last20"] = (time >= n - last) & (n - last >= 5)
+    splits["last20"] = _is_last_fifth(time, n)
     for s in range(stratified_seeds):
         place = _rank_within(data.user, pair_hash("stratified", s))
         splits[f"stratified_{s}"] = place >= np.round(0.75 * n)
@@ -94,3 +114,326 @@ def make_splits(
     item_hash = seeded_hash(data.items, child_seed(seed, "item_fold"))
     folds = pd.DataFrame({ITEM: data.items, "fold": _balanced_folds(item_hash, item_folds)})
     return splits, users, folds
+
+
+# ---- guards
+
+
+class LeakError(AssertionError):
+    """The evaluation would see what it must predict."""
+
+
+def check_profiles(profiles: csr_matrix, targets: csr_matrix) -> None:
+    """No target may be part of the profile it is to be predicted from; csr (B, I) each."""
+    shared = metrics.pattern(profiles).multiply(metrics.pattern(targets)).nnz
+    if shared:
+        raise LeakError(f"{shared} target rating(s) are in the profile of their own user")
+
+
+def check_train(train: Interactions, users: Rows, targets: csr_matrix) -> None:
+    """No target may be among the ratings the model is fitted on."""
+    shared = metrics.pattern(train.user_item[users]).multiply(metrics.pattern(targets)).nnz
+    if shared:
+        raise LeakError(f"{shared} target rating(s) are in the training part")
+
+
+def check_new_users(train: Interactions, users: Rows) -> None:
+    """Users who stand for newcomers may have no training rating at all."""
+    known = np.intersect1d(train.user, users)
+    if known.size:
+        raise LeakError(f"{known.size} test user(s) are in the training part, the first is {train.users[known[0]]!r}")
+
+
+def check_new_items(train: Interactions, profiles: csr_matrix, candidates: Mask) -> None:
+    """Films that stand for new ones may be rated neither in training nor in a profile."""
+    rated = int(candidates[train.item].sum() + candidates[profiles.indices].sum())
+    if rated:
+        raise LeakError(f"{rated} rating(s) of withheld films are in the training part or in profiles")
+
+
+def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
+    """No rating of a user's profile may be younger than a rating of the same user's target; (N,) masks, ties pass."""
+    newest = np.full(len(data.users), np.iinfo(np.int64).min)
+    oldest = np.full(len(data.users), np.iinfo(np.int64).max)
+    np.maximum.at(newest, data.user[profile], data.timestamp[profile])
+    np.minimum.at(oldest, data.user[target], data.timestamp[target])
+    late = np.flatnonzero(newest > oldest)
+    if late.size:
+        raise LeakError(
+            f"{late.size} user(s) have profile ratings from after their first target, "
+            f"the first is {data.users[late[0]]!r}"
+        )
+
+
+def check_counts(train: Interactions, counts: NDArray[np.int64]) -> None:
+    """Popularity must have been counted on the training part and nothing else; counts (I,)."""
+    off = int(np.abs(counts - item_counts(train.user_item)).sum())
+    if off:
+        raise LeakError(f"film popularity differs from the training part's by {off} rating(s)")
+
+
+def check_tuning(tuned_on: Case, reported: Case) -> None:
+    """Parameters must have been chosen on other targets than those that are reported."""
+    shared = np.intersect1d(tuned_on.target_pairs, reported.target_pairs).size
+    if shared:
+        raise LeakError(
+            f"parameters were chosen on {shared} of the {reported.relevant_any.nnz} reported target ratings"
+        )
+
+
+def check_blind(run: Callable[[Interactions, Mask], Scores], data: Interactions, test: Mask) -> None:
+    """What a whole evaluation computes before it looks at the targets must not change when the targets do.
+
+    ``run(data, test)`` splits, fits, tunes and returns scores; it is called on the data and again on data where
+    every user has lost the first half of the test ratings and the others have been turned round on the scale.
+    This finds leaks that no look at a :class:`Case` can: state carried around the split by a closure or a cache.
+    """
+    place = np.full(len(data), len(data), np.int64)
+    place[test] = _rank_within(data.user[test], data.item[test])
+    n_test = np.bincount(data.user[test], minlength=len(data.users))[data.user]
+    keep = ~test | (place >= n_test // 2)
+    rating = np.where(test, data.scale.lo + data.scale.hi - data.rating, data.rating).astype(np.float32)
+    changed = replace(data, rating=rating).where(keep)
+    if not np.array_equal(run(data, test), run(changed, test[keep])):
+        raise LeakError("the scores change when nothing but test ratings does")
+
+
+# ---- cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: fit on ``train``, rank for ``profiles``, look for ``relevant``.
+
+    Parameters
+    ----------
+    train : all a model may be fitted on, and all that popularity may be counted on
+    users : (B,) positions in ``train.users``
+    profiles : csr (B, I) float32 ratings a model may know of each user at the time of ranking
+    relevant : csr (B, I), the target films the user likes
+    relevant_any : csr (B, I), all target films, liked or not
+    n : number of ratings in every profile (profile-size), else None
+    candidates : (I,) bool, the films to rank (cold-item), else None for all outside the profile
+    new_users : the models must never have seen these users
+
+    Raises
+    ------
+    LeakError : profile, training part and target overlap.
+    """
+
+    train: Interactions
+    users: Rows
+    profiles: csr_matrix
+    relevant: csr_matrix
+    relevant_any: csr_matrix
+    n: int | None = None
+    candidates: Mask | None = None
+    new_users: bool = False
+
+    def __post_init__(self) -> None:
+        check_profiles(self.profiles, self.relevant_any)
+        check_train(self.train, self.users, self.relevant_any)
+        if self.new_users:
+            check_new_users(self.train, self.users)
+        if self.candidates is not None:
+            check_new_items(self.train, self.profiles, self.candidates)
+
+    @property
+    def user_ids(self) -> NDArray[np.object_]:
+        return self.train.users[self.users]
+
+    @property
+    def target_pairs(self) -> NDArray[np.int64]:
+        """A number for each target rating that is the same in every case of the data set."""
+        rows = np.repeat(self.users, np.diff(self.relevant_any.indptr)).astype(np.int64)
+        pairs: NDArray[np.int64] = rows * self.relevant_any.shape[1] + self.relevant_any.indices
+        return pairs
+
+
+def _case(data: Interactions, train: Interactions, users: Rows, profile: Mask, target: Mask, **more: Any) -> Case:
+    """Cut the rows of ``users`` out of the ratings under two (N,) masks."""
+    targets = data.where(target)
+    return Case(
+        train=train, users=users, profiles=data.where(profile).user_item[users],
+        relevant=targets.liked_item[users], relevant_any=targets.user_item[users], **more,
+    )  # fmt: skip
+
+
+def rating_cv(data: Interactions, splits: pd.DataFrame) -> Iterator[tuple[int, Interactions, Interactions]]:
+    """rating-cv5: (fold, train, test) for every rating fold; each rating is tested once."""
+    fold = splits["rating_fold"].to_numpy()
+    for number in np.unique(fold):
+        yield int(number), data.where(fold != number), data.where(fold == number)
+
+
+def warm_split(
+    data: Interactions, test: ArrayLike, *, hidden: ArrayLike | None = None, time_ordered: bool = False
+) -> Case:
+    """ranking-last20, ranking-stratified: the ratings under ``test`` (N,) are targets, the others profile and train.
+
+    Users without a test rating are in ``train`` but not in the case. ``hidden`` (N,) ratings are left out altogether:
+    tune on ``warm_split(data, validation_mask(...), hidden=test)``. ``time_ordered`` checks that no profile looks into
+    the future: say so for last20.
+    """
+    target = np.asarray(test, np.bool_)
+    profile = ~target if hidden is None else ~target & ~np.asarray(hidden, np.bool_)
+    if time_ordered:
+        check_time_order(data, profile, target)
+    return _case(data, data.where(profile), np.unique(data.user[target]).astype(np.intp), profile, target)
+
+
+def validation_mask(data: Interactions, test: ArrayLike, position: ArrayLike) -> Mask:
+    """(N,) bool: of each user's ratings outside ``test``, the last fifth (at least 5) in the order of ``position``.
+
+    For tuning inside a warm training part; ``position`` is ``position_time`` for last20, else a random one.
+    """
+    rest = np.flatnonzero(~np.asarray(test, np.bool_))
+    place = _rank_within(data.user[rest], np.asarray(position)[rest])
+    mask = np.zeros(len(data), np.bool_)
+    mask[rest] = _is_last_fifth(place, np.bincount(data.user[rest], minlength=len(data.users))[data.user[rest]])
+    return mask
+
+
+@dataclass(frozen=True)
+class FoldUsers:
+    """Positions of the users whom models are fitted (64 %), tuned (16 %) and reported on (20 %)."""
+
+    fit: Rows
+    validation: Rows
+    test: Rows
+
+
+def fold_users(users: pd.DataFrame, fold: int) -> FoldUsers:
+    """The three parts of the users in one profile-size fold; every user is a test user in exactly one fold."""
+    tested = users["fold"].to_numpy() == fold
+    validating = ~tested & (users["part"].to_numpy() == fold % VALIDATION_PARTS)
+    return FoldUsers(*(np.flatnonzero(part) for part in (~tested & ~validating, validating, tested)))
+
+
+def profile_size_cases(
+    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, *, order: str, sizes: Sequence[int],
+    part: Literal["validation", "test"] = "test",
+) -> Iterator[Case]:  # fmt: skip
+    """profile-size: one case per profile size n, of the users who have n ratings outside their fixed target.
+
+    Parameters
+    ----------
+    order : "time" or "random_<s>", the column position_<order> of ``splits``
+    sizes : profile sizes n; one that no user has is skipped
+    part : whom to test: validation users to make choices, test users to report
+
+    Profiles are nested prefixes of the order; the target is its tail, the same for every n.
+    """
+    members = fold_users(users, fold)
+    train = data.of_users(members.fit)
+    rows: Rows = getattr(members, part)
+    place = splits[f"position_{order}"].to_numpy()
+    n = np.bincount(data.user, minlength=len(data.users))
+    longest = n - target_size(n)
+    mine = np.isin(data.user, rows)
+    target = mine & (place >= longest[data.user]) & (longest[data.user] >= 0)
+    if order == "time":
+        check_time_order(data, mine & ~target, target)
+    for size in sizes:
+        have = rows[longest[rows] >= size]
+        if have.size:
+            yield _case(data, train, have, mine & (place < size) & ~target, target, n=size, new_users=True)
+
+
+def cold_item_case(data: Interactions, item_folds: pd.DataFrame, fold: int, *, hidden: int | None = None) -> Case:
+    """cold-item: the films of ``fold`` are withheld from training and profiles; only they are ranked.
+
+    ``hidden`` names a second fold that is left out altogether: tune for fold f on
+    ``cold_item_case(data, item_folds, other, hidden=f)``.
+    """
+    number = item_folds["fold"].to_numpy()
+    target = number[data.item] == fold
+    profile = ~target if hidden is None else ~target & (number[data.item] != hidden)
+    users = np.unique(data.user[target]).astype(np.intp)
+    return _case(data, data.where(profile), users, profile, target, candidates=number == fold)
+
+
+# ---- measuring
+
+
+def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -> metrics.Lists:
+    """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores."""
+    if isinstance(model_or_scores, np.ndarray):
+        return metrics.top_k(model_or_scores, case.profiles, k, case.candidates)
+    n_users, n_items = case.profiles.shape
+    step = max(1, min(4000, _CELLS // n_items))
+    blocks = [case.profiles[start : start + step] for start in range(0, n_users, step)]
+    return np.concatenate([metrics.top_k(model_or_scores.scores(block), block, k, case.candidates) for block in blocks])
+
+
+def measure(
+    lists: metrics.Lists, case: Case, k: int = 10, *, traits: metrics.ItemTraits | None = None,
+    relevance: Literal["liked", "any"] = "liked",
+) -> pd.DataFrame:  # fmt: skip
+    """Per-user metrics of given lists: user_id and a column per metric, NaN where a metric is undefined.
+
+    ``traits`` adds the metrics beyond accuracy (not meant for cold items, which have no popularity).
+
+    Raises
+    ------
+    LeakError : ``traits`` were not counted on the case's training part.
+    """
+    relevant = case.relevant if relevance == "liked" else case.relevant_any
+    values = metrics.ranking_metrics(lists, relevant, k=k)
+    if traits is not None:
+        check_counts(case.train, traits.counts)
+        values |= metrics.list_metrics(lists, traits, profiles=case.profiles, relevant=relevant, k=k)
+    return pd.DataFrame({USER: case.user_ids} | values)
+
+
+def rank_and_measure(
+    model_or_scores: Recommender | Scores, case: Case, k: int = 10, *, traits: metrics.ItemTraits | None = None,
+    relevance: Literal["liked", "any"] = "liked",
+) -> pd.DataFrame:  # fmt: skip
+    """:func:`measure` of :func:`rank_lists`: per-user metrics of a fitted model or of (B, I) scores."""
+    return measure(rank_lists(model_or_scores, case, k), case, k, traits=traits, relevance=relevance)
+
+
+def align(per_user: pd.DataFrame, users: ArrayLike) -> pd.DataFrame:
+    """One row per id in ``users``, in that order: the mean of a user's rows (say, over seeds), NaN for absent users.
+
+    What makes tables of different models, folds and sizes pair up: bootstrap and differences take its columns.
+    """
+    return per_user.groupby(USER, sort=False).mean(numeric_only=True).reindex(np.asarray(users, dtype=object))
+
+
+def summarise(
+    per_user: pd.DataFrame, bootstrap: Bootstrap, *, users: ArrayLike, protocol: str, model: str, variant: str = "",
+    segment: str = "all",
+) -> pd.DataFrame:  # fmt: skip
+    """Metric rows (value, interval, n) of a per-user table; a metric that no user has gives no row.
+
+    ``users`` (U,) are the ids the bootstrap resamples, normally all of the data set; ``n`` counts those in the mean.
+    """
+    table = align(per_user, users).dropna(axis=1, how="all")
+    estimates = dict(zip(table.columns, bootstrap.means(table.to_numpy(np.float64)), strict=True))
+    return metric_rows(estimates, protocol=protocol, model=model, variant=variant, segment=segment)
+
+
+def summarise_lists(
+    lists: metrics.Lists, n_items: int, *, protocol: str, model: str, variant: str = "", segment: str = "all"
+) -> pd.DataFrame:
+    """Metric rows of coverage@k and gini@k with jackknife intervals; ``n`` is the number of lists they depend on."""
+    k = lists.shape[1]
+    estimates = {
+        f"coverage@{k}": jackknife(metrics.coverage(lists, n_items), metrics.coverage_without_each(lists, n_items)),
+        f"gini@{k}": jackknife(metrics.gini(lists, n_items), metrics.gini_without_each(lists, n_items)),
+    }
+    return metric_rows(estimates, protocol=protocol, model=model, variant=variant, segment=segment)
+
+
+def summarise_errors(
+    sums: dict[str, metrics.PerUser], bootstrap: Bootstrap, *, protocol: str, model: str, variant: str = "",
+    segment: str = "all",
+) -> pd.DataFrame:  # fmt: skip
+    """Metric rows of rmse and mae from :func:`metrics.error_sums` over the bootstrap's users (folds added up)."""
+    estimates = {
+        "rmse": bootstrap.rmse(sums["squared"], sums["count"]),
+        "mae": bootstrap.ratio(sums["absolute"], sums["count"]),
+    }
+    return metric_rows(estimates, protocol=protocol, model=model, variant=variant, segment=segment)

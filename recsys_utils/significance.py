@@ -209,7 +209,8 @@ def _column(values: Values) -> Values:
 
 
 def _known(values: Values) -> NDArray[np.int64]:
-    return np.sum(~np.isnan(values), axis=0, dtype=np.int64)
+    counts: NDArray[np.int64] = np.sum(~np.isnan(values), axis=0, dtype=np.int64)
+    return counts
 
 
 def _sharing(a: Values, b: Values) -> int:
