@@ -11,23 +11,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from recsys_utils import own_ratings
 from recsys_utils.blend import Blend, Components
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
-from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, Recommender, Scores
+from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
     "tmdb_id", "imdb_id",
 ]  # fmt: skip
 FALLBACK = "popularity_fallback"
+ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
 SHOWN_TOKENS = 3  # shared metadata named in one reason
+SHOWN_FILMS = 3  # rated films named per part of a score
 OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
 NOUNS = {"genre": "genre", "keyword": "subject", "director": "director", "actor": "actor", "writer": "writer"}
 
@@ -83,16 +87,25 @@ class Ladder:
         lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
         return lists, scores, components
 
-    def recommend(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> pd.DataFrame:
+    def recommend(
+        self, profiles: csr_matrix, users: Sequence[str], n: int = 10, *, explain: bool = False
+    ) -> pd.DataFrame:  # fmt: skip
         """One row a recommended film, users in the given order, columns :data:`COLUMNS`.
 
         ``score`` = (1 - alpha) content_score + alpha cf_score, except in a popularity_fallback list, where it is the
-        normalised popularity and alpha is 0. A user whose profile leaves fewer than n films gets those.
-        """
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(users), BLOCK)]
-        return pd.concat([self._block(profiles[b], users[b], n) for b in blocks], ignore_index=True)
+        normalised popularity and alpha is 0. A user whose profile leaves fewer than n films gets those. ``explain``
+        adds a column ``contributions``: the score split over its parts and the rated films that add most to each.
 
-    def _block(self, profiles: csr_matrix, users: Sequence[str], n: int) -> pd.DataFrame:
+        Raises
+        ------
+        InputError : n < 1.
+        """
+        if n < 1:
+            raise InputError(f"A list holds at least one film; got n = {n}.")
+        blocks = [slice(start, start + BLOCK) for start in range(0, max(1, len(users)), BLOCK)]
+        return pd.concat([self._block(profiles[b], users[b], n, explain) for b in blocks], ignore_index=True)
+
+    def _block(self, profiles: csr_matrix, users: Sequence[str], n: int, explain: bool) -> pd.DataFrame:
         lists, scores, components = self.rank(profiles, users, n)
         row, place = np.nonzero(lists.items >= 0)
         item, explored = lists.items[row, place], lists.exploration[row, place]
@@ -111,13 +124,17 @@ class Ladder:
             }
         )  # fmt: skip
         reasons: list[str] = []
+        contributions: list[str] = []
         for r, (films_of, picks) in enumerate(zip(lists.items, lists.exploration, strict=True)):
             listed = films_of >= 0
             why = Reasons(
                 self, profiles[r], components.content[r], components.cf[r], float(alpha[r]), base[r] == FALLBACK
             )
             reasons += why.sentences(films_of[listed], picks[listed])
-        return frame.assign(reason=reasons)[COLUMNS]
+            if explain:
+                contributions += why.contributions(films_of[listed])
+        frame = frame.assign(reason=reasons)[COLUMNS]
+        return frame.assign(contributions=contributions) if explain else frame
 
     @cached_property
     def additive(self) -> bool:
@@ -130,6 +147,20 @@ class Ladder:
         ratings = np.full(n, self.blend.content.liked, np.float32)
         probe = csr_matrix((ratings, (np.zeros(n, int), top)), shape=(1, len(self.items)))
         return bool(np.allclose(singly(self.blend.cf, probe).sum(axis=0), self.blend.cf.scores(probe)[0], atol=1e-4))
+
+
+def recommend_file(
+    ladder: Ladder, scale: Scale, ratings: str | Path, n: int = 10, *, explain: bool = False
+) -> tuple[pd.DataFrame, str]:
+    """Recommendations for a file of own ratings ("-" = standard input), and a paragraph on what was understood of it.
+
+    Raises
+    ------
+    InputError : the file can't be used, see :func:`own_ratings.read`; n < 1.
+    """
+    own = own_ratings.read(ratings, ladder.items, scale)
+    profile = own.profile(ladder.items[ITEM].tolist())
+    return ladder.recommend(profile, [ME], n, explain=explain), own.report
 
 
 def singly(model: Recommender, profile: csr_matrix) -> Scores:
@@ -172,6 +203,28 @@ class Reasons:
             else:
                 texts.append(self._blended(item, content[:, column], None if cf is None else cf[:, column]))
         return texts
+
+    def contributions(self, items: NDArray[np.int32]) -> list[str]:
+        """For each of n films: the parts of its score, each with the rated films that add most to it in percent."""
+        if self.fallback:
+            return ["popularity"] * len(items)
+        parts = {
+            "content": ((1 - self.alpha) * self.content[items], self.content_by_film(items)),
+            "collaborative": (self.alpha * self.cf[items], self.cf_by_film(items)),
+        }
+        return [
+            " + ".join(f"{values[n]:.3f} {name}{self._films(shares, n)}" for name, (values, shares) in parts.items())
+            for n in range(len(items))
+        ]
+
+    def _films(self, shares: Scores | None, column: int) -> str:
+        """' (Fargo (1996) 31 %, ...)': the largest shares of a part, "" where there are none."""
+        if shares is None:
+            return ""
+        own = shares[:, column]
+        top = [place for place in np.argsort(-own, kind="stable")[:SHOWN_FILMS] if own[place] > 0]
+        listed = ", ".join(f"{self._film(place)} {own[place] / own.sum():.0%}" for place in top)
+        return f" ({listed})" if listed else ""
 
     def content_by_film(self, items: NDArray[np.int32]) -> Scores:
         """(R, n) share of each of R rated films in the content scores of n films; each column adds up to its score."""

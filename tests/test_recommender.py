@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +13,8 @@ from recsys_utils.blend import CURVES, AlphaCurve, Blend
 from recsys_utils.collaborative import EASE, SVD, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Recommender, Scale
-from recsys_utils.recommender import COLUMNS, Ladder, Reasons, in_words, rung
+from recsys_utils.interfaces import InputError, Recommender, Scale
+from recsys_utils.recommender import COLUMNS, Ladder, Reasons, in_words, recommend_file, rung
 
 N_ITEMS = 40
 ALWAYS_CONTENT = AlphaCurve("content", (0,), (0.0,))
@@ -213,3 +215,30 @@ def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Int
 )
 def test_tokens_in_words(tokens: list[str], expected: str) -> None:
     assert in_words(tokens) == expected
+
+
+def test_contributions_split_the_score(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train)
+    mine = profile(dict.fromkeys(range(10), 5))
+    found = rows.recommend(mine, ["me"], n=3, explain=True)
+    first = found.iloc[0]
+    content, cf = (float(part.split(" ")[0]) for part in first["contributions"].split(" + "))
+    assert content == pytest.approx((1 - first["alpha"]) * first["content_score"], abs=5e-4)
+    assert content + cf == pytest.approx(first["score"], abs=1e-3)
+    assert "Film" in first["contributions"]
+    assert rows.recommend(profile({}), ["me"], n=1, explain=True)["contributions"].tolist() == ["popularity"]
+
+
+def test_a_file_of_own_ratings(items: pd.DataFrame, train: Interactions, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("title,year,rating\nFilm 2,1952,5\nFilm 9,1959,2\nNo such film,2001,4\n", encoding="utf-8")
+    rows = ladder(items, train, ALWAYS_CONTENT)
+    found, understood = recommend_file(rows, train.scale, file, n=2)
+    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5, 9: 2}), ["me"], n=2))
+    assert "2 rating(s) matched" in understood
+    assert "No such film" in understood
+
+
+def test_a_list_needs_a_length(items: pd.DataFrame, train: Interactions) -> None:
+    with pytest.raises(InputError, match="got n = 0"):
+        ladder(items, train).recommend(profile({}), ["me"], n=0)
