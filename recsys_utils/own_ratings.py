@@ -51,7 +51,8 @@ class OwnRatings:
 def read(source: str | Path, items: pd.DataFrame, scale: Scale) -> OwnRatings:
     """Read ``item_id,rating`` or ``title,year,rating`` from a CSV file, or from standard input ("-").
 
-    UTF-8 with or without a byte order mark; comma, semicolon or tab; further columns are ignored; the year may be empty.
+    UTF-8 with or without a byte order mark; comma, semicolon or tab; further columns are ignored; the year may be
+    empty.
 
     Parameters
     ----------
@@ -167,8 +168,8 @@ def _by_title(
         unmatched.append(f"{shown} (say which year: {', '.join(str(index.years[n]) for n in found)})")
         return None
     if not found:
-        near = index.close(cell["title"])
-        unmatched.append(f"{shown} (close: {'; '.join(near)})" if near else shown)
+        near = index.close(cell["title"], n=2)
+        unmatched.append(f"{shown} (did you mean {' or '.join(near)}?)" if near else shown)
         return None
     # some catalogues hold a film under two ids of the same title and year: the first one stands for it
     return str(items[ITEM].iloc[found[0]])
@@ -187,4 +188,4 @@ def _refuse_twice(rated: list[tuple[int, str]], items: pd.DataFrame, name: str) 
 
 def _listed(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
+    return "; ".join(texts[:_SHOWN]) + more
