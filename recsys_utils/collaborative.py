@@ -627,30 +627,31 @@ def nested_rating_error(
     Returns
     -------
     predictions : (N, names) float64, aligned with ``data``
-    choices : one row per outer fold and name: fold, name, inner rmse (NaN without a choice), chosen parameters
+    searched : one row per outer fold, name and option: fold, name, parameters, inner rmse (NaN without a choice), chosen
     """
-    outer = np.unique(fold)
-    tasks = [(f, name, o) for f in outer for name in options if len(options[name]) > 1 for o in options[name]]
+    tasks = [(f, name, option) for f in np.unique(fold) for name in options for option in options[name]]
     errors = Parallel(n_jobs=jobs)(
         delayed(_search)(data.where(fold != f), option, folds, child_seed(seed, "inner", int(f)))
-        for f, _, option in tasks
+        for f, name, option in tasks
+        if len(options[name]) > 1
     )
-    best = {(f, name): (float("nan"), options[name][0]) for f in outer for name in options}
-    for (f, name, option), error in zip(tasks, errors, strict=True):
-        if not best[f, name][0] <= error["rmse"]:  # also true for the NaN no search has filled yet
-            best[f, name] = error["rmse"], option
+    inner = iter(error["rmse"] for error in errors)
+    searched = pd.DataFrame(
+        {"fold": int(f), "name": name}
+        | parameters(option)
+        | {"rmse": next(inner) if len(options[name]) > 1 else float("nan")}
+        for f, name, option in tasks
+    )
+    first_best = searched["rmse"].fillna(0).groupby([searched["fold"], searched["name"]]).idxmin()
+    searched["chosen"] = searched.index.isin(first_best)
+    chosen = [task for task, is_chosen in zip(tasks, searched["chosen"], strict=True) if is_chosen]
     held_out = Parallel(n_jobs=jobs)(
-        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option)
-        for (f, _), (_, option) in best.items()
+        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option) for f, _, option in chosen
     )
     predictions = pd.DataFrame(np.nan, index=range(len(data)), columns=list(options))
-    for (f, name), values in zip(best, held_out, strict=True):
+    for (f, name, _), values in zip(chosen, held_out, strict=True):
         predictions.loc[fold == f, name] = values
-    rows = [
-        {"fold": int(f), "name": name, "inner_rmse": rmse} | parameters(option)
-        for (f, name), (rmse, option) in best.items()
-    ]
-    return predictions, pd.DataFrame(rows)
+    return predictions, searched
 
 
 def predict_by_surprise(train: Interactions, test: Interactions, option: RatingModel) -> Floats:

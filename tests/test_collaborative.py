@@ -286,9 +286,12 @@ class TestGrid:
 
     def test_every_rating_is_predicted_once_by_the_chosen_setting(self, ratings):
         fold = (np.arange(len(ratings)) % 3).astype(np.int8)
-        predictions, choices = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1)
-        chosen = choices.set_index("fold").loc[1]
-        setting = SVD(**{name: chosen[name] for name in ("n_factors", "n_epochs", "lr", "reg", "seed")})
+        predictions, searched = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1)
+        assert searched.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
+        best = searched.loc[searched.groupby("fold")["rmse"].idxmin()]
+        assert best["chosen"].all()
+        chosen = best.set_index("fold").loc[1]
+        setting = SVD(**{name: chosen[name] for name in parameters(SVD())})
         expected = predict_by_surprise(ratings.where(fold != 1), ratings.where(fold == 1), setting)
         np.testing.assert_array_equal(predictions["tuned"][fold == 1], expected)
         assert predictions.notna().all().all()
