@@ -113,12 +113,19 @@ class Parameters(_Section):
         raise KeyError(stage)
 
 
-def load(path: Path, settings: list[str] | None = None) -> Parameters:
+FILES = (("dataset", "archive"), ("10_export", "own_ratings"))
+"""Parameters that name a file of the user's; "" means none."""
+
+
+def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:
     """Read a parameter file, apply ``key=value`` overrides (dotted keys, YAML values) and check the result.
+
+    With a project ``root``, files that parameters name are looked for from there, then from the current folder.
 
     Raises
     ------
-    InputError : no such file, not YAML, an unknown or missing parameter, or a value of the wrong type or range.
+    InputError : no such file, not YAML, an unknown or missing parameter, a value of the wrong type or range, or a
+        parameter that names a file which is not there.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,10 +138,24 @@ def load(path: Path, settings: list[str] | None = None) -> Parameters:
         raise InputError(f"{path} must be a mapping of parameters; found {type(raw).__name__}.")
     for setting in settings or []:
         _override(raw, setting)
+    if root is not None:
+        _locate_files(raw, root)
     try:
         return Parameters.model_validate(raw)
     except ValidationError as error:
         raise InputError(_explain(path, error)) from None
+
+
+def _locate_files(raw: dict[str, Any], root: Path) -> None:
+    """Rewrite file parameters so that they count from the project root wherever possible."""
+    for section, key in FILES:
+        value = raw[section].get(key) if isinstance(raw.get(section), dict) else None
+        if not isinstance(value, str) or not value or (root / value).is_file():
+            continue
+        here = Path(value).resolve()
+        if not here.is_file():
+            raise InputError(f"{section}.{key}: there is no file {value} (looked in {root} and {Path.cwd()}).")
+        raw[section][key] = here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
 
 
 def _override(raw: dict[str, Any], setting: str) -> None:

@@ -1,0 +1,118 @@
+"""The ``recsys`` command. Each command imports what it needs when it runs, so a repeat of a finished run is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recsys_utils.interfaces import InputError
+
+if TYPE_CHECKING:
+    from recsys_utils.pipeline import Plan
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="A reproducible study of movie recommenders: run it, read it, use what it exports.",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: unusable input is one paragraph on stderr and exit status 2; Ctrl-C is status 130."""
+    try:
+        app()
+    except InputError as error:
+        print(textwrap.fill(" ".join(str(error).split()), 100, break_long_words=False), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; finished stages are kept, and the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+
+
+def plan_from(
+    params: Path, settings: list[str] | None = None, name: str | None = None, jobs: int | None = None
+) -> Plan:
+    """Read and check a parameter file and lay out the run it describes."""
+    from recsys_utils import config
+    from recsys_utils.pipeline import CHAIN, Plan
+    from recsys_utils.stage import project_root
+
+    root = project_root()
+    parameters = config.load(params, settings, root=root)
+    return Plan(
+        root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+        parameters={stage: parameters.for_stage(stage) for stage in CHAIN}, settings=parameters.model_dump(by_alias=True),
+    )  # fmt: skip
+
+
+@app.command()
+def run(
+    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml", help="a file of params/")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a parameter, dotted key; repeatable"),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage and what it needs, no report")] = None,
+    force: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="rerun this stage though nothing changed; repeatable")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
+    name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
+) -> None:
+    """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
+    from recsys_utils import pipeline
+
+    plan = plan_from(params, set_, name, jobs)
+    status = pipeline.run(plan, only=only, force=force)
+    if status == 0 and only is None:
+        print(f"Report: {plan.shown(plan.report / 'index.html')}")
+    raise typer.Exit(status)
+
+
+@app.command()
+def publish(run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")]) -> None:
+    """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
+    from recsys_utils import report
+    from recsys_utils.stage import project_root
+
+    root = project_root()
+    size = report.publish(root / "reports" / run, root / "reports" / "published")
+    print(f"reports/published: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="only compare; exit status 1 when they differ")] = False,
+) -> None:
+    """Render the numbers of README.md from reports/published/."""
+    from recsys_utils import report
+    from recsys_utils.stage import project_root
+
+    root = project_root()
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    fresh = report.with_headline(text, root / "reports" / "published")
+    if fresh == text:
+        return
+    if check:
+        print("README.md differs from reports/published; `recsys readme` renders it.", file=sys.stderr)
+        raise typer.Exit(1)
+    path.write_text(fresh, encoding="utf-8")
+
+
+@app.command()
+def reference(
+    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml")] = Path("params/smoke.yaml"),
+    jobs: Annotated[int | None, typer.Option(metavar="N")] = None,
+) -> None:
+    """Refresh tests/reference/: run the smoke chain, then execute every notebook on it and keep its outputs."""
+    from recsys_utils import pipeline
+
+    plan = plan_from(params, jobs=jobs)
+    if pipeline.run(plan) != 0:
+        raise typer.Exit(1)
+    pipeline.reference(plan, plan.root / "tests" / "reference")

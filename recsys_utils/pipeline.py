@@ -1,0 +1,798 @@
+"""Runs the chain of notebooks: order, skipping, resume, progress, one process per notebook.
+
+doit orders the stages and runs independent ones side by side. What a finished stage was made from (hashes of its
+notebook, of the modules that the notebook imports, of its parameters and of the outputs it read) is taken before it
+starts and stored with its outputs, so the record can't disagree with the files: not after a kill, nor after an edit.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recsys_utils.interfaces import InputError
+
+CHAIN: dict[str, tuple[str, ...]] = {
+    "01_ingest": (),
+    "02_content_tfidf": ("01_ingest",),
+    "03_cf_grid_search": ("01_ingest",),
+    "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
+    "07_diversity": ("01_ingest", "06_alpha_curve"),
+    "10_export": ("01_ingest", "06_alpha_curve", "07_diversity"),
+    "11_findings": (
+        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity", "10_export",
+    ),
+}  # fmt: skip
+"""The stages in reading order, and the stages whose outputs each one reads."""
+
+SITE = "site"
+MANIFEST = "manifest.json"
+NOTEBOOK = "notebook.ipynb"
+TIMINGS = "timings.json"
+_NUMERIC_LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _NUMERIC_LIBRARIES}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a run's results, and where they go.
+
+    Parameters
+    ----------
+    root : project folder; workspace, reports and input files count from it
+    name : the run's name: stages go to data/processed/<name>/, the report to reports/<name>/
+    parameters : per stage, the values its notebook receives besides workspace, output, seed and jobs
+    needs : the stages in reading order, each with the stages it reads
+    notebooks : folder of <stage>.ipynb
+    site : whether the report is assembled once every stage is finished
+    settings : the whole checked parameter file, for run.json
+    """
+
+    root: Path
+    name: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    seed: int
+    jobs: int = 2
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CHAIN)
+    notebooks: Path = Path("notebooks")
+    site: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise InputError(f"A run's name is made of letters, digits, '.', '_' and '-'; got {self.name!r}.")
+        if self.jobs < 1:
+            raise InputError(f"--jobs must be at least 1; got {self.jobs}.")
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "data" / "processed" / self.name
+
+    @property
+    def report(self) -> Path:
+        return self.root / "reports" / self.name
+
+    def notebook(self, stage: str) -> Path:
+        return self.root / self.notebooks / f"{stage}.ipynb"
+
+    def shown(self, path: Path) -> str:
+        """A path as it may stand in outputs: from the project root, not from this machine's."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def values(self, stage: str, output: Path | None) -> dict[str, Any]:
+        """What the notebook's parameters cell is overridden with."""
+        return {
+            "workspace": self.shown(self.workspace), "output": self.shown(output) if output else "", "seed": self.seed,
+            "jobs": self.jobs, **self.parameters[stage],
+        }  # fmt: skip
+
+
+# ---- parameters: the notebook's declarations against the schema's
+
+
+def code_cells(notebook: Path, tag: str | None = None) -> list[str]:
+    """Sources of a notebook's code cells, or of those with a tag. Plain JSON: nbformat takes a second to import."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except FileNotFoundError:
+        raise InputError(f"There is no notebook {notebook}; the chain needs it.") from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{notebook} is not a notebook: {error}.") from None
+    return [
+        "".join(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code" and (tag is None or tag in cell["metadata"].get("tags", []))
+    ]
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults of the cell tagged ``parameters``: one plain literal per line.
+
+    Raises
+    ------
+    InputError : not exactly one such cell, or a line that is no assignment of a literal to a name.
+    """
+    tagged = code_cells(notebook, "parameters")
+    if len(tagged) != 1:
+        raise InputError(f"{notebook} needs exactly one cell tagged 'parameters'; it has {len(tagged)}.")
+    found: dict[str, Any] = {}
+    for node in ast.parse(tagged[0]).body:
+        try:
+            if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+                raise ValueError
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+        except ValueError:
+            line = ast.get_source_segment(tagged[0], node)
+            raise InputError(
+                f"{notebook}: the parameters cell holds plain lines such as `k = 10`; found `{line}`."
+            ) from None
+    return found
+
+
+def check_parameters(plan: Plan, stage: str) -> None:
+    """Compare what a notebook declares with what it will be given; papermill itself only warns."""
+    declared = set(declared_parameters(plan.notebook(stage)))
+    given = set(plan.values(stage, None))
+    where = plan.shown(plan.notebook(stage))
+    if declared - given:
+        raise InputError(
+            f"{where} declares {_names(declared - given)}, which the run does not supply. Add it to the section "
+            f"{stage} of recsys_utils/config.py and of the parameter files, or take it out of the parameters cell."
+        )
+    if given - declared:
+        raise InputError(
+            f"{where} does not declare {_names(given - declared)}, which the run supplies. Add a line for it to the "
+            f"notebook's parameters cell, or take it out of the section {stage} of recsys_utils/config.py."
+        )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+# ---- what a stage is made from
+
+
+def imported_modules(sources: list[str], package: Path) -> list[Path]:
+    """Files of ``package`` that some code imports, directly or through one another; nothing is run."""
+    pending, found = set().union(*(_imports(source, package) for source in sources)), set[Path]()
+    while pending:
+        module = pending.pop()
+        found.add(module)
+        pending |= _imports(module.read_text(encoding="utf-8"), package) - found
+    return sorted(found)
+
+
+def _imports(source: str, package: Path) -> set[Path]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(_without_magics(source))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+    files = {package / (name.split(".")[1] + ".py") for name in names if name.startswith(package.name + ".")}
+    return {file for file in files if file.exists()}
+
+
+def _without_magics(source: str) -> str:
+    return "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+
+
+@cache
+def _imported(notebook: Path, package: Path) -> list[Path]:
+    return imported_modules(code_cells(notebook), package)
+
+
+def ingredients(plan: Plan, stage: str) -> dict[str, str]:
+    """What a stage's outputs depend on, by name, so that a change can be named to the reader.
+
+    The number of jobs is not among it: results do not depend on it.
+    """
+    made = {"Python": platform.python_version(), plan.shown(plan.notebook(stage)): _sha256(plan.notebook(stage))}
+    for module in _imported(plan.notebook(stage), plan.root / "recsys_utils"):
+        made[plan.shown(module)] = _sha256(module)
+    lock = plan.root / "requirements.lock"
+    if lock.exists():
+        made[lock.name] = _sha256(lock)
+    for name, value in {"seed": plan.seed, **plan.parameters[stage]}.items():
+        made[f"parameter {name}"] = json.dumps(value, sort_keys=True)
+        if isinstance(value, str) and value and (plan.root / value).is_file():
+            made[f"file {value}"] = _sha256(plan.root / value)
+    for upstream in plan.needs[stage]:
+        made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
+    return made
+
+
+def manifest(plan: Plan, stage: str) -> dict[str, dict[str, str]]:
+    """The record of a finished stage: {"made_from": {...}, "outputs": {file: sha256}}; empty when there is none."""
+    record: dict[str, dict[str, str]] = _read_json(plan.workspace / stage / MANIFEST)
+    return record
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    """Hash of every output that decides later stages; the notebook copy and timings differ from run to run."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): _sha256(path) for path in files if path.name not in (NOTEBOOK, TIMINGS)
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- the run
+
+
+class _Stopped(Exception):
+    """A stage's process failed; its message was shown."""
+
+
+class _Run:
+    """State of one run: what is to be done and why, which processes live, what went wrong."""
+
+    def __init__(self, plan: Plan, force: frozenset[str], progress: Progress, lock: int) -> None:
+        self.plan, self.force, self.progress, self.lock = plan, force, progress, lock
+        self.made_from: dict[str, dict[str, str]] = {}
+        self.children: set[subprocess.Popen[str]] = set()
+        self.input_error: str | None = None
+        self.failed = False
+
+    # asked by doit in the main thread, once the stages it needs are finished
+    def is_current(self, stage: str) -> bool:
+        wanted = self.made_from[stage] = self._site_ingredients() if stage == SITE else ingredients(self.plan, stage)
+        record = manifest(self.plan, stage)
+        had: dict[str, str] = record.get("made_from", {})
+        changed = sorted(name for name in wanted.keys() | had.keys() if wanted.get(name) != had.get(name))
+        folder = self.plan.report if stage == SITE else self.plan.workspace / stage
+        missing = [name for name in record.get("outputs", {}) if not (folder / name).exists()]
+        if not record:
+            reason = "not there yet"
+        elif changed:
+            reason = f"{changed[0]} changed" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+        elif missing:
+            reason = f"{missing[0]} is gone"
+        elif stage in self.force:
+            reason = "forced"
+        else:
+            self.progress.skip(stage)
+            return True
+        self.progress.wait(stage, reason)
+        return False
+
+    def _site_ingredients(self) -> dict[str, str]:
+        plan = self.plan
+        made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
+        made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
+        modules = imported_modules(["from recsys_utils import report"], plan.root / "recsys_utils")
+        return made | {plan.shown(module): _sha256(module) for module in modules}
+
+    # run by doit in a thread of its own
+    def execute(self, stage: str) -> bool:
+        if self.failed or self.input_error:
+            return False
+        plan = self.plan
+        target = plan.report if stage == SITE else plan.workspace / stage
+        working = target.with_name(f".{stage}.tmp") if stage != SITE else target.with_name(f".{target.name}.tmp")
+        working.mkdir(parents=True)
+        if stage == SITE:
+            job = {"workspace": str(plan.workspace), "site": str(working), "order": list(plan.needs)}
+            _write_json(plan.workspace / "run.json", run_record(plan))
+        else:
+            job = notebook_job(plan, stage, plan.values(stage, working), working / NOTEBOOK)
+        started = time.perf_counter()
+        self.progress.start(stage)
+        try:
+            peak = self._process(stage, job)
+        except _Stopped:
+            shutil.rmtree(working)
+            return False
+        seconds = time.perf_counter() - started
+        if stage == SITE:
+            (plan.workspace / SITE).mkdir(exist_ok=True)
+            record = {"made_from": self.made_from[stage], "outputs": {"index.html": _sha256(working / "index.html")}}
+            _replace(working, target)
+            _write_json(plan.workspace / SITE / MANIFEST, record)
+        else:
+            _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
+            _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
+            _replace(working, target)
+        self.progress.finish(stage)
+        return True
+
+    def _process(self, stage: str, job: dict[str, Any]) -> float:
+        """Run one job in a process of its own, follow its progress; returns its peak memory in MB."""
+        log = self.plan.workspace / "logs" / f"{stage}.log"
+        log.parent.mkdir(exist_ok=True)
+        complaint: dict[str, Any] = {}
+        with log.open("w", encoding="utf-8") as sink:
+            process = start_job(job, self.plan.root, sink, keep_open=(self.lock,))
+            self.children.add(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = json.loads(line)
+                if "cell" in message:
+                    self.progress.cell(stage, message["cell"], message["of"])
+                else:
+                    complaint = message
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.children.discard(process)
+        if process.returncode == 0:
+            return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+        if complaint.get("error") == "InputError":
+            self.input_error = complaint["message"]
+            log.unlink()
+            self.progress.fail(stage, "")
+            raise _Stopped
+        self.failed = True
+        partial = Path(job["to"]) if "to" in job else None
+        lines = [complaint.get("traceback") or f"The process ended with status {process.returncode}.", ""]
+        lines.append(f"{stage} failed" + (f" in cell {complaint['at']}" if "at" in complaint else "") + ".")
+        lines.append(f"Log: {self.plan.shown(log)}")
+        if partial and partial.exists():
+            kept = log.with_suffix(".ipynb")
+            shutil.copyfile(partial, kept)
+            lines.append(f"Notebook up to the failure: {self.plan.shown(kept)}")
+        self.progress.fail(stage, "\n".join(lines))
+        raise _Stopped
+
+    def stop(self) -> None:
+        """End the processes of this run: closing their standard input tells each to end its kernel and itself."""
+        for process in list(self.children):
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in list(self.children):
+            with contextlib.suppress(subprocess.TimeoutExpired, ChildProcessError):
+                process.wait(timeout=10)
+
+
+def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, plain: bool | None = None) -> int:
+    """Bring a run up to date: the whole chain and its report, or one stage and what it needs.
+
+    Finished stages whose ingredients are unchanged are kept. A stage works under a temporary name and replaces its
+    earlier outputs by renaming, so a killed or failed stage leaves them as they were and a new call resumes there.
+
+    Returns
+    -------
+    0, or 1 when a stage failed (its traceback was printed).
+
+    Raises
+    ------
+    InputError : an unknown stage, a parameter that a notebook does not declare or a run does not supply (found before
+        anything starts), a run of this name in progress, or unusable input met by a stage.
+    """
+    force = force or []
+    for stage in [*force, *([only] if only else [])]:
+        if stage not in plan.needs and not (stage == SITE and plan.site):
+            raise InputError(f"There is no stage {stage!r}; the chain is: {', '.join(plan.needs)}.")
+    for stage in plan.needs:
+        check_parameters(plan, stage)
+    stages = [*plan.needs, *([SITE] if plan.site else [])]
+    with _locked(plan) as lock, Progress(_wanted(plan, only, stages), plain) as progress:
+        state = _Run(plan, frozenset(force), progress, lock)
+        try:
+            status = _dispatch(state, stages, [only] if only else stages)
+        except BaseException:
+            state.stop()
+            raise
+    if state.input_error:
+        raise InputError(state.input_error)
+    return status
+
+
+def _wanted(plan: Plan, only: str | None, stages: list[str]) -> list[str]:
+    """The stages a call is about, in reading order."""
+    if only in (None, SITE):
+        return stages
+    wanted, pending = set[str](), [only]
+    while pending:
+        stage = pending.pop()
+        assert stage is not None
+        wanted.add(stage)
+        pending += plan.needs[stage]
+    return [stage for stage in stages if stage in wanted]
+
+
+def _dispatch(state: _Run, stages: list[str], selected: list[str]) -> int:
+    """Hand the stages to doit, which runs those that are due, as soon as what they need is finished."""
+    from doit.control import TaskControl
+    from doit.dependency import Dependency, JsonDB
+    from doit.runner import MThreadRunner
+    from doit.task import Stream, Task
+
+    plan = state.plan
+    tasks = [
+        Task(
+            stage,
+            [(state.execute, [stage])],
+            task_dep=list(plan.needs) if stage == SITE else list(plan.needs[stage]),
+            uptodate=[(state.is_current, [stage])],
+            io={"capture": False},
+        )
+        for stage in stages
+    ]
+    control = TaskControl(tasks)
+    control.process(selected)
+    database = Dependency(JsonDB, str(plan.workspace / ".doit.json"))
+    runner = MThreadRunner(database, _Reporter(state), stream=Stream(2), num_process=plan.jobs)
+    return 0 if runner.run_all(control.task_dispatcher()) == 0 else 1
+
+
+class _Reporter:
+    """What doit tells while it runs. Stages report for themselves, so only errors outside a stage's process matter."""
+
+    def __init__(self, state: _Run) -> None:
+        self.state = state
+
+    def add_failure(self, task: Any, failure: Any) -> None:
+        state = self.state
+        if not (state.failed or state.input_error):
+            state.failed = True
+            state.progress.fail(task.name, "".join([failure.message, "\n", *failure.traceback]))
+
+    def runtime_error(self, message: str) -> None:
+        raise RuntimeError(message)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@contextlib.contextmanager
+def _locked(plan: Plan) -> Iterator[int]:
+    """Hold the run's name; the kernel drops the lock of a dead process, so a stale one can't exist.
+
+    The stages' processes inherit the lock: after a kill a new run starts only when the last of them is gone.
+    """
+    folder = plan.workspace
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for attempt in range(50):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = os.pread(lock, 20, 0).decode()
+                if attempt == 49 or _alive(holder):
+                    raise InputError(
+                        f"A run named {plan.name!r} is in progress (process {holder}). Wait for it, or give this one "
+                        "another name with --name."
+                    ) from None
+                time.sleep(0.2)
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        _clean_up(plan)
+        yield lock
+    finally:
+        os.close(lock)
+        _remove_if_empty(plan)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _clean_up(plan: Plan) -> None:
+    """Remove what a killed run left; give back an output that was being replaced at that moment."""
+    for folder, names in ((plan.workspace, "*"), (plan.report.parent, plan.name)):
+        for leftover in folder.glob(f".{names}.tmp"):
+            shutil.rmtree(leftover)
+        for old in folder.glob(f".{names}.old"):
+            target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if target.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(target)
+
+
+def _remove_if_empty(plan: Plan) -> None:
+    """A run that never got to finish a stage leaves no trace."""
+    kept = {".lock", ".doit.json", "logs"}
+    logs = plan.workspace / "logs"
+    if {path.name for path in plan.workspace.iterdir()} <= kept and not (logs.is_dir() and any(logs.iterdir())):
+        shutil.rmtree(plan.workspace)
+        for folder in (plan.workspace.parent, plan.workspace.parent.parent, plan.report.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _replace(finished: Path, target: Path) -> None:
+    """Put a finished folder in the place of the earlier one (see :func:`_clean_up` for a kill between the renames)."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    finished.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- progress
+
+
+class Progress:
+    """Shows where every stage is: a live table on a terminal, one line per event elsewhere."""
+
+    def __init__(self, stages: list[str], plain: bool | None = None) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False)
+        self.plain = plain if plain is not None else not self.console.is_terminal
+        self.lock = threading.Lock()
+        self.state = dict.fromkeys(stages, "waits")
+        self.began: dict[str, float] = {}
+        self.took: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+        self.start_time = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        from rich.live import Live
+
+        self.live = (
+            None if self.plain else Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+        )
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+        if not self.began:
+            self.console.print("Nothing changed since the last run; ", end="")
+        self.console.print(f"total {_duration(time.perf_counter() - self.start_time)}")
+
+    def skip(self, stage: str) -> None:
+        self._set(stage, "unchanged")
+
+    def wait(self, stage: str, reason: str) -> None:
+        self._set(stage, f"due: {reason}")
+
+    def start(self, stage: str) -> None:
+        self.began[stage] = time.perf_counter()
+        self._set(stage, "starts")
+
+    def cell(self, stage: str, number: int, of: int) -> None:
+        now = time.perf_counter()
+        if not self.plain or now - self.told.get(stage, self.began[stage]) >= 10:
+            self.told[stage] = now
+            self._set(stage, f"cell {number}/{of}, {_duration(now - self.began[stage])}")
+
+    def finish(self, stage: str) -> None:
+        self.took[stage] = time.perf_counter() - self.began[stage]
+        self._set(stage, f"done in {_duration(self.took[stage])}")
+
+    def fail(self, stage: str, message: str) -> None:
+        self._set(stage, "failed")
+        if message:
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    def _set(self, stage: str, state: str) -> None:
+        with self.lock:
+            self.state[stage] = state
+            if self.plain and state != "unchanged":
+                self.console.print(f"{stage:<20} {state}", markup=False, soft_wrap=True)
+
+    def _render(self) -> Any:
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        now = time.perf_counter()
+        for stage, state in self.state.items():
+            running = stage in self.began and state.startswith(("cell", "starts"))
+            elapsed = _duration(now - self.began[stage]) if running else ""
+            style = {"u": "dim", "w": "dim", "d": "", "c": "bold", "s": "bold", "f": "bold red"}[state[0]]
+            table.add_row(stage, state.split(",")[0] if running else state, elapsed, style=style)
+        return table
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(3.24), _duration(75)
+    ('3.2 s', '1 min 15 s')
+    """
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+# ---- the record of a run
+
+
+def run_record(plan: Plan) -> dict[str, Any]:
+    """run.json: parameters, commit, data hashes, versions, seconds and peak MB per stage; no environment variable."""
+    first = next(iter(plan.needs))
+    meta = _read_json(plan.workspace / first / "meta.json")
+    return {
+        "run": plan.name,
+        "seed": plan.seed,
+        "parameters": dict(plan.settings),
+        "git": _git(plan.root),
+        "data": {key: meta[key] for key in ("dataset", "hashes", "source", "licence") if key in meta},
+        "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
+        "stages": {stage: _read_json(plan.workspace / stage / TIMINGS) for stage in plan.needs},
+    }
+
+
+def _git(root: Path) -> dict[str, Any]:
+    def ask(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": None}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that the project names itself."""
+    required = [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in metadata.requires("recsys-study") or []]
+    found = {}
+    for name in sorted(set(required)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+# ---- a job: one process that executes one notebook or builds the site
+
+
+def notebook_job(plan: Plan, stage: str, values: dict[str, Any], to: Path) -> dict[str, Any]:
+    return {"notebook": str(plan.notebook(stage)), "to": str(to), "values": values}
+
+
+def start_job(job: dict[str, Any], root: Path, log: Any, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """Start ``python -m recsys_utils.pipeline``: it tells its progress on stdout and ends when its stdin closes."""
+    environment = os.environ | _ONE_THREAD
+    environment |= {"PYTHONHASHSEED": "0", "RECSYS_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "recsys_utils.pipeline", json.dumps(job)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=keep_open,
+        start_new_session=True,  # Ctrl-C reaches the run, which then ends its processes in order
+    )  # fmt: skip
+
+
+def reference(plan: Plan, folder: Path) -> None:
+    """Execute every notebook on a finished run's workspace, writing nothing but the copies with their outputs.
+
+    Raises
+    ------
+    InputError : a notebook failed; the message holds its traceback.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(stage: str) -> None:
+        job = notebook_job(plan, stage, plan.values(stage, None), folder / f".{stage}.tmp")
+        process = start_job(job, plan.root, subprocess.DEVNULL)
+        assert process.stdout is not None
+        told = [json.loads(line) for line in process.stdout]
+        if process.wait() != 0:
+            Path(job["to"]).unlink(missing_ok=True)
+            raise InputError(f"{stage} failed: {told[-1].get('traceback') if told else 'see the log'}")
+        os.replace(job["to"], folder / f"{stage}.ipynb")
+
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        list(pool.map(one, plan.needs))
+
+
+def _job_main(text: str) -> int:
+    """The process of one job."""
+    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints goes to the log, not between the messages
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(**message: Any) -> None:
+        told.write(json.dumps(message) + "\n")
+
+    job = json.loads(text)
+    try:
+        if "site" in job:
+            from recsys_utils import report
+
+            report.assemble(Path(job["workspace"]), Path(job["site"]), job["order"])
+            return 0
+        return _execute_notebook(job, tell)
+    except InputError as error:
+        tell(error="InputError", message=str(error))
+    except Exception as error:
+        import traceback
+
+        tell(error=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+    return 1
+
+
+def _execute_notebook(job: dict[str, Any], tell: Callable[..., None]) -> int:
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.exceptions import PapermillExecutionError, strip_color
+
+    at = [0]
+
+    class Telling(NBClientEngine):  # type: ignore[misc]
+        """papermill's engine, which also tells which cell it is at."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+            start = nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
+                at[0] = (cell_index or 0) + 1
+                tell(cell=at[0], of=len(nb_man.nb.cells))
+                start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("telling", Telling)
+    notebook, to = Path(job["notebook"]), Path(job["to"])
+    try:
+        papermill.execute_notebook(
+            notebook, to, job["values"], engine_name="telling", kernel_name="python3", cwd=notebook.parent,
+            progress_bar=False, record_timing=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        traceback = strip_color("\n".join(error.traceback))
+        tell(error=error.ename, message=error.evalue, traceback=traceback, at=at[0])
+        return 1
+    _strip_metadata(to)
+    return 0
+
+
+def _strip_metadata(path: Path) -> None:
+    """Drop papermill's times and absolute paths from an executed notebook, so equal runs give equal files."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for holder in (notebook, *notebook["cells"]):
+        for key in ("papermill", "execution", "widgets"):
+            holder["metadata"].pop(key, None)
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{number}"  # papermill gives its injected cell a random one
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, then end this process and, through nbclient's handlers, its kernel."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_job_main(sys.argv[1]))

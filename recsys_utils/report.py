@@ -1,0 +1,386 @@
+"""Assembles a finished run's report: a site that opens from disk without a network, and the files beside it.
+
+The module is also a Sphinx extension (:func:`setup`) that writes formulas as MathML, so no script has to be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recsys_utils.interfaces import InputError
+from recsys_utils.stage import METRIC_COLUMNS, write_csv
+
+PUBLISHED_LIMIT = 4_000_000  # bytes
+BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
+MODELS = {
+    "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
+    "ease": "EASE", "blend": "blend (content + CF)",
+}  # fmt: skip
+# (protocol, metric, column title, words that mark the preferred variant when a model has several)
+HEADLINE = (
+    ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("nested",)),
+    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("nested", "learned", "classic")),
+)
+_CSS = """
+:root { --pst-font-size-base: 16px; }
+html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
+.bd-main .bd-content .bd-article-container { max-width: 62rem; }
+.lead p { font-size: 1.15rem; line-height: 1.6; color: var(--pst-color-text-muted); }
+.finding { border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da; border-radius: .4rem;
+  padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
+.finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+.confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
+.finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
+.pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
+.cell_output table { border: 0; border-collapse: collapse; margin: .5rem 0 1rem; }
+.cell_output table th, .cell_output table td { border: 0; border-bottom: 1px solid var(--pst-color-border);
+  padding: .25rem .7rem; text-align: right; vertical-align: top; }
+.cell_output table tbody th { font-weight: normal; }
+.cell_output img, img { max-width: 100%; height: auto; }
+math { font-size: 1.08em; } div.math { overflow-x: auto; padding: .4rem 0; text-align: center; }
+div.cell details.hide { margin: .2rem 0; } div.cell details.hide summary { font-size: .8rem; opacity: .75; }
+@media (max-width: 600px) { .finding { padding: .7rem .8rem .2rem; } .lead p { font-size: 1.05rem; } }
+@media print { .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, details.hide, .prev-next-footer
+  { display: none !important; } .finding { border-color: #999; } a { color: inherit; } }
+"""
+
+
+def assemble(workspace: Path, target: Path, order: Sequence[str]) -> None:
+    """Collect the stages of a workspace into a report folder and build its site.
+
+    Parameters
+    ----------
+    workspace : folder with one finished folder per stage, and run.json
+    target : an empty folder; gets index.html, notebooks/, findings.json, tables/, figures/, recommendations.*, bundle/
+    order : the stages in reading order
+
+    Raises
+    ------
+    ValueError : two stages give a table or figure the same name, or a finding or metric row twice.
+    """
+    stages = [workspace / stage for stage in order]
+    for folder in ("notebooks", "tables", "figures"):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    run = json.loads((workspace / "run.json").read_text(encoding="utf-8"))
+    _write_json(target / "run.json", run)
+    findings = [finding for stage in stages for finding in json.loads((stage / "findings.json").read_text("utf-8"))]
+    if len({finding["id"] for finding in findings}) < len(findings):
+        raise ValueError("two stages give a finding the same id")
+    _write_json(target / "findings.json", findings)
+    metrics = _merged_metrics(stages)
+    _copy_once([*(("tables", stage) for stage in stages), *(("figures", stage) for stage in stages)], target)
+    write_csv(metrics, target / "tables" / "metrics.csv")
+    timings = pd.DataFrame([{"stage": name, **run["stages"].get(name, {})} for name in order])
+    timings.to_csv(target / "tables" / "timings.csv", index=False, lineterminator="\n")
+    for stage in stages:
+        shutil.copyfile(stage / "notebook.ipynb", target / "notebooks" / f"{stage.name}.ipynb")
+        for file in sorted(stage.glob("*recommendations.*")):
+            shutil.copyfile(file, target / file.name)
+        if (stage / "bundle").is_dir():
+            shutil.copytree(stage / "bundle", target / "bundle")
+    _build_site(target, order, index_page(target, order, run, findings, metrics))
+
+
+def _merged_metrics(stages: Sequence[Path]) -> pd.DataFrame:
+    """Rows of every stage in order; the numbers stay the text that the stages wrote, so nothing is rounded twice."""
+    parts = [pd.read_csv(stage / "metrics.csv", dtype=str, keep_default_na=False) for stage in stages]
+    rows = pd.concat(parts, ignore_index=True)[METRIC_COLUMNS]
+    twice = rows.duplicated(METRIC_COLUMNS[:6])
+    if twice.any():
+        raise ValueError(f"metric row given twice: {rows[twice].iloc[0].to_dict()}")
+    return rows
+
+
+def _copy_once(sources: Sequence[tuple[str, Path]], target: Path) -> None:
+    for kind, stage in sources:
+        for file in sorted((stage / kind).glob("*")):
+            copy = target / kind / file.name
+            if copy.exists() or copy.name in ("metrics.csv", "timings.csv"):
+                raise ValueError(f"{stage.name}: the name {kind}/{file.name} is taken; choose another")
+            shutil.copyfile(file, copy)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- the index page
+
+
+def index_page(
+    report: Path, order: Sequence[str], run: dict[str, Any], findings: Sequence[dict[str, Any]], metrics: pd.DataFrame
+) -> str:
+    """The first page as MyST markdown: answers, models side by side, where to read on, how it was made."""
+    data = run.get("data", {})
+    parts = [
+        f"# Which recommender, with which settings, for whom?\n\n:::{{container}} lead\nThe answers that the data set "
+        f"**{data.get('dataset', run['run'])}** gives, each with its interval. Rating error and ranking are judged "
+        "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
+    ]
+    if table := headline_table(metrics):
+        parts += ["## Models side by side\n", table, *_key_figures(report, order[-1])]
+    parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
+    parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
+    parts += ["", "## How this was made\n", _provenance(run), _files(report)]
+    parts += ["```{toctree}\n:hidden:\n:caption: Notebooks\n", *(f"pages/{stage}" for stage in order), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def _card(finding: dict[str, Any]) -> str:
+    rows = pd.DataFrame(finding["evidence"])
+    return "\n".join(
+        [
+            "::::{container} finding",
+            f":::{{container}} question\n{finding['question']}\n:::",
+            finding["answer"],
+            "",
+            f":::{{container}} confidence\nConfidence: **{finding['confidence']}** · "
+            f"[{finding['stage']}](pages/{finding['stage']})\n:::",
+            "",
+            _pipe_table(
+                ["evidence", "value", "95 % interval", "n"],
+                [
+                    [_code(str(r.metric)), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
+                    for r in rows.itertuples()
+                ],
+            ),
+            "::::\n",
+        ]
+    )
+
+
+def _key_figures(report: Path, last: str) -> list[str]:
+    """Figures of the last stage, which compares the models."""
+    names = sorted(path.name for path in (report / "figures").glob(f"{last[:2]}_*.png"))
+    return [f"\n```{{image}} figures/{name}\n:alt: {Path(name).stem.replace('_', ' ')}\n```\n" for name in names]
+
+
+def _title(report: Path, stage: str) -> str:
+    """First heading of a stage's notebook."""
+    cells = json.loads((report / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            return "".join(cell["source"]).lstrip("# ").split("\n")[0]
+    return stage
+
+
+def _provenance(run: dict[str, Any]) -> str:
+    git, data = run["git"], run.get("data", {})
+    commit = f"`{git['commit'][:12]}`" + (" with uncommitted changes" if git["dirty"] else "")
+    lines = [f"- Commit: {commit}", f"- Root seed: {run['seed']}", f"- Python {run['versions']['python']}"]
+    lines += [f"- Data: {data[key]}" for key in ("licence", "source") if isinstance(data.get(key), str)]
+    stages = [[stage, f"{t['seconds']:.1f}", f"{t['peak_mb']:,}"] for stage, t in run["stages"].items() if t]
+    parameters = json.dumps(run["parameters"], indent=1, ensure_ascii=False)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            _pipe_table(["stage", "seconds", "peak MB (largest process)"], stages),
+            f"\n<details><summary>Parameters</summary>\n\n```json\n{parameters}\n```\n\n</details>\n",
+        ]
+    )
+
+
+def _files(report: Path) -> str:
+    names = ["findings.json", "tables/metrics.csv", "tables/timings.csv", "run.json"]
+    names += sorted(path.name for path in report.glob("*recommendations.*"))
+    return "Files beside this page: " + ", ".join(f'<a href="{name}"><code>{name}</code></a>' for name in names) + "\n"
+
+
+# ---- tables shared by the site and README
+
+
+def headline_table(metrics: pd.DataFrame) -> str:
+    """Models x the two tracks as a markdown table, each value with its interval; "" when there is no such row."""
+    cells = [[_headline_cell(metrics, model, column) for column in HEADLINE] for model in MODELS]
+    rows = [[title, *values] for title, values in zip(MODELS.values(), cells, strict=True) if any(values)]
+    return _pipe_table(["model", *(column[2] for column in HEADLINE)], rows) if rows else ""
+
+
+def _headline_cell(metrics: pd.DataFrame, model: str, column: tuple[str, str, str, tuple[str, ...]]) -> str:
+    protocol, metric, _, preferred = column
+    wanted = {"protocol": protocol, "metric": metric, "model": model, "segment": "all"}
+    rows = metrics[(metrics[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    if rows.empty:
+        return ""
+    order = [next((i for i, word in enumerate(preferred) if word in v), len(preferred)) for v in rows["variant"]]
+    row = rows.iloc[order.index(min(order))]
+    return f"{_number(row['value'])} {_interval(row['ci_low'], row['ci_high'])}"
+
+
+def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *rows])
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _number(value: Any) -> str:
+    """
+    >>> _number("0.123456"), _number(12), _number(1234.5)
+    ('0.123', '12', '1,234.5')
+    """
+    number = float(value)
+    if number == int(number):
+        return f"{number:,.0f}"
+    return f"{number:.3f}" if abs(number) < 100 else f"{number:,.1f}"
+
+
+def _interval(low: Any, high: Any) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+# ---- the site
+
+
+def _build_site(target: Path, order: Sequence[str], index: str) -> None:
+    """Render index.md and the executed notebooks with Sphinx into ``target``."""
+    from sphinx.application import Sphinx
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)
+        (source / "pages").mkdir()
+        (source / "_static").mkdir()
+        (source / "_static" / "report.css").write_text(_CSS, encoding="utf-8")
+        shutil.copytree(target / "figures", source / "figures", ignore=shutil.ignore_patterns("*.svg"))
+        (source / "index.md").write_text(index, encoding="utf-8")
+        for stage in order:
+            page = _folded((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))
+            (source / "pages" / f"{stage}.ipynb").write_text(page, encoding="utf-8")
+        app = Sphinx(
+            source, None, target, source / ".doctrees", "html", confoverrides=_CONFIG, status=None, warning=sys.stderr
+        )
+        app.build()
+        if app.statuscode:
+            raise RuntimeError("Sphinx could not build the site; its messages are in the log")
+    for leftover in [target / ".buildinfo", target / "objects.inv", *(target / "_static").rglob("*.map")]:
+        leftover.unlink(missing_ok=True)
+
+
+_CONFIG: dict[str, Any] = {
+    "extensions": ["myst_nb", "recsys_utils.report"],
+    "project": "Movie recommender study",
+    "html_title": "Movie recommender study",
+    "html_theme": "sphinx_book_theme",
+    "html_theme_options": {
+        "home_page_in_toc": True, "use_download_button": False, "use_fullscreen_button": False,
+        "show_toc_level": 2, "article_header_end": ["toggle-secondary-sidebar"],
+    },
+    "html_math_renderer": "mathml",
+    "html_static_path": ["_static"],
+    "html_css_files": ["report.css"],
+    "html_copy_source": False,
+    "html_show_search_summary": False,  # it would fetch pages, which browsers refuse from disk
+    "html_use_index": False,
+    "html_show_copyright": False,
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},
+    "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
+    "suppress_warnings": ["mystnb.unknown_mime_type", "myst.header"],
+}  # fmt: skip
+
+
+def _folded(text: str) -> str:
+    """The notebook with every code cell's input folded."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            tags = cell["metadata"].setdefault("tags", [])
+            tags += ["hide-input"] if "hide-input" not in tags else []
+    return json.dumps(notebook)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx extension: formulas as MathML, which browsers draw themselves."""
+    from docutils.nodes import SkipNode
+    from latex2mathml.converter import convert
+
+    def inline(translator: Any, node: Any) -> None:
+        translator.body.append(convert(node.astext()))
+        raise SkipNode
+
+    def block(translator: Any, node: Any) -> None:
+        translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+        raise SkipNode
+
+    app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(block, None))
+    return {"parallel_read_safe": True}
+
+
+# ---- what is committed
+
+
+def publish(report: Path, target: Path) -> int:
+    """Copy findings.json, metrics.csv and the executed notebooks of a report; returns the bytes written.
+
+    Raises
+    ------
+    InputError : no finished report there, a path of this machine in a notebook, or more than 4 MB in all.
+    """
+    if not (report / "findings.json").exists():
+        raise InputError(f"{report} holds no finished report; `recsys run params/{report.name}.yaml` makes it.")
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        shutil.copyfile(report / "findings.json", fresh / "findings.json")
+        shutil.copyfile(report / "tables" / "metrics.csv", fresh / "metrics.csv")
+        for file in sorted((report / "notebooks").glob("*.ipynb")):
+            text = _light(file.read_text(encoding="utf-8"))
+            if found := re.search(r"[^\s\"'\\]*/(?:home|root|work|Users)/[^\s\"'\\]*", text):
+                raise InputError(f"{file} holds a path of this machine, {found.group()}; it can't be published.")
+            (fresh / file.name).write_text(text, encoding="utf-8")
+        size = sum(file.stat().st_size for file in fresh.iterdir())
+        if size > PUBLISHED_LIMIT:
+            raise InputError(
+                f"The copies take {size / 1e6:.1f} MB; at most {PUBLISHED_LIMIT / 1e6:.0f} MB are published."
+            )
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(fresh, target)
+    return size
+
+
+def _light(text: str) -> str:
+    """The notebook with its figures reduced to 256 colours, which flat plots survive unseen."""
+    from PIL import Image
+
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            image = output.get("data", {}).get("image/png")
+            if image:
+                picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
+                small = io.BytesIO()
+                picture.quantize(256).save(small, "PNG", optimize=True)
+                output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def with_headline(readme: str, published: Path) -> str:
+    """README's text with the part between its markers rendered from the published results.
+
+    Raises
+    ------
+    InputError : README lacks the markers, or nothing is published.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise InputError(f"README.md needs the lines {BEGIN} and {END} once each.")
+    if not (published / "findings.json").exists():
+        raise InputError(f"Nothing is published in {published}; `recsys publish ml-100k` does it.")
+    metrics = pd.read_csv(published / "metrics.csv", dtype=str, keep_default_na=False)
+    findings = json.loads((published / "findings.json").read_text(encoding="utf-8"))
+    answers = [f"- **{f['question']}** {f['answer']} *(confidence: {f['confidence']})*" for f in findings]
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{headline_table(metrics)}\n\n" + "\n".join(answers) + f"\n{END}{after}"
