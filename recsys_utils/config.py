@@ -71,9 +71,40 @@ class Grid(_Section):
     stratified_runs: int = Field(ge=1)
 
 
+class SvdSetting(_Section):
+    n_factors: int = Field(ge=1)
+    n_epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    reg: float = Field(gt=0)
+
+
+class KnnSetting(_Section):
+    kind: Literal["KNNWithMeans", "KNNBaseline"]
+    similarity: Literal["pearson_baseline", "msd", "cosine"]
+    user_based: bool
+    k: int = Field(ge=1)
+    min_support: int = Field(ge=1)
+
+
+class ItemKnnSetting(_Section):
+    k: int = Field(ge=1)
+    shrink: float = Field(ge=0)
+    binarise: Literal["any", "liked"]
+
+
+class EaseSetting(_Section):
+    reg: float = Field(gt=0)
+    binarise: Literal["any", "liked"]
+
+
 class Alpha(_Section):
     sizes: list[int]
     alpha_step: float = Field(gt=0, le=0.5)
+    svd_settings: list[SvdSetting] = Field(min_length=1)
+    knn_settings: list[KnnSetting] = Field(min_length=1)
+    item_knn_settings: list[ItemKnnSetting] = Field(min_length=1)
+    ease_settings: list[EaseSetting] = Field(min_length=1)
+    stratified_runs: int = Field(ge=1)
 
 
 class Diversity(_Section):
