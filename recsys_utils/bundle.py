@@ -25,17 +25,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_utils.blend import AlphaCurve, Blend
-from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
-from recsys_utils.content import ContentModel
 from recsys_utils.interfaces import ITEM, InputError, Scale
-from recsys_utils.recommender import Ladder
+from recsys_utils.recommender import MODELS, Ladder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CATALOGUE = "catalogue.parquet"
 CATALOGUE_COLUMNS = [ITEM, "title", "year", "genres", "tmdb_id", "imdb_id"]
 PARTS = ("content", "cf", "popularity")
-MODELS: dict[str, Any] = {m.name: m for m in (ContentModel, Popularity, SVD, KNN, ItemKNN, EASE)}
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ the score, and which metadata it shares with the film recommended.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils import own_ratings
-from recsys_utils.blend import Blend, Components
+from recsys_utils.blend import AlphaCurve, Blend, Components
+from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
+from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
 from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
 
@@ -27,6 +30,7 @@ COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
     "tmdb_id", "imdb_id",
 ]  # fmt: skip
+MODELS: dict[str, Any] = {m.name: m for m in (ContentModel, Popularity, SVD, KNN, ItemKNN, EASE)}
 FALLBACK = "popularity_fallback"
 ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
@@ -147,6 +151,19 @@ class Ladder:
         ratings = np.full(n, self.blend.content.liked, np.float32)
         probe = csr_matrix((ratings, (np.zeros(n, int), top)), shape=(1, len(self.items)))
         return bool(np.allclose(singly(self.blend.cf, probe).sum(axis=0), self.blend.cf.scores(probe)[0], atol=1e-4))
+
+
+def blend_from(choice: Mapping[str, Any], items: pd.DataFrame, has_billing_order: bool) -> Blend:
+    """The blend, not yet fitted, that 06_alpha_curve chose and wrote to default.json.
+
+    Parameters
+    ----------
+    choice : ``cf`` (a model's name), ``settings`` of it, ``curve``, and the ``content`` model's fields, cast and
+        max_features
+    """
+    content = ContentModel(items, has_billing_order=has_billing_order, **choice["content"])
+    cf = MODELS[choice["cf"]](**choice["settings"])
+    return Blend(content, cf, AlphaCurve.from_json(choice["curve"]), Popularity())
 
 
 def recommend_file(
