@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -108,7 +108,8 @@ class Alpha(_Section):
 
 
 class Diversity(_Section):
-    ratios: list[float]
+    ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    max_loss: float = Field(ge=0, lt=1)
 
 
 class Export(_Section):

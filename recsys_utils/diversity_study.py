@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recsys_utils import metrics
-from recsys_utils.diversity import STRATEGIES, Catalogue, Ranking, rerank, variant
+from recsys_utils.diversity import STRATEGIES, Catalogue, Lists, Ranking, rerank, variant
 from recsys_utils.interfaces import Scores
 from recsys_utils.protocols import Case, measure
 from recsys_utils.significance import Bootstrap, Estimate, jackknife, metric_rows
@@ -25,17 +27,15 @@ class Study:
 
     Parameters
     ----------
-    lists : (B, k) item positions by (strategy, ratio); the plain ranking stands under :data:`PLAIN`
-    explored : mean number of exploration picks a list, by setting
+    case : the test
+    lists : by (strategy, ratio); the plain ranking stands under :data:`PLAIN`
     values : per-user metrics by setting, see ``protocols.measure``
-    n_items : size of the catalogue
     boot : resamples of the users
     """
 
-    lists: dict[Setting, metrics.Lists]
-    explored: dict[Setting, float]
+    case: Case
+    lists: dict[Setting, Lists]
     values: dict[Setting, pd.DataFrame]
-    n_items: int
     boot: Bootstrap
 
     def estimates(self, setting: Setting) -> dict[str, Estimate]:
@@ -62,10 +62,19 @@ class Study:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """A row per setting but the plain one: gains with intervals, ndcg relative, in the order of the settings."""
+        """A row per setting: gains over the plain ranking with intervals, ndcg relative.
+
+        ``picks`` a list, and which share of them is ``relevant``, against the share of the plain films they displace.
+        """
         rows = []
-        for setting in self.lists:
-            row = {"strategy": setting[0], "ratio": setting[1], "picks a list": self.explored[setting]}
+        for setting, (items, picked) in self.lists.items():
+            given_up = np.broadcast_to(
+                np.arange(items.shape[1]) >= items.shape[1] - picked.sum(axis=1)[:, None], items.shape
+            )
+            row = {
+                "strategy": setting[0], "ratio": setting[1], "picks": float(picked.sum(axis=1).mean()),
+                "relevant": self._relevant(items, picked), "displaced": self._relevant(self.lists[PLAIN].items, given_up),
+            }  # fmt: skip
             gains = {NDCG: self.relative_gain(NDCG, setting)}
             gains |= {name: self.gain(name, setting) for name in ("coverage@10", "gini@10", "ild@10", "novelty@10")}
             for name, gain in gains.items():
@@ -92,14 +101,20 @@ class Study:
         ]
         return pd.concat(tables, ignore_index=True)
 
+    def _relevant(self, items: metrics.Lists, where: NDArray[np.bool_]) -> float:
+        """Share of the films at some places that are relevant, over the users who have relevant films."""
+        row, place = np.nonzero(where & (items >= 0) & (self.case.relevant.getnnz(axis=1) > 0)[:, None])
+        hits = np.asarray(self.case.relevant[row, items[row, place]]).ravel() != 0
+        return float(hits.mean()) if hits.size else float("nan")
+
     def _of_all(self, name: str, setting: Setting) -> tuple[float, metrics.PerUser]:
         """Coverage or Gini of all lists, and without each."""
         whole, without = {
             "coverage": (metrics.coverage, metrics.coverage_without_each),
             "gini": (metrics.gini, metrics.gini_without_each),
         }[name]
-        lists = self.lists[setting]
-        return whole(lists, self.n_items), without(lists, self.n_items)
+        lists, n_items = self.lists[setting].items, self.case.relevant.shape[1]
+        return whole(lists, n_items), without(lists, n_items)
 
 
 def study(
@@ -119,10 +134,5 @@ def study(
     ranking = Ranking.of(scores, case.profiles, list(case.user_ids))
     settings = [PLAIN, *((s, r) for s in STRATEGIES if s != PLAIN[0] for r in ratios if r > 0)]
     reranked = {setting: rerank(ranking, *setting, k=k, catalogue=catalogue, seed=seed) for setting in settings}
-    return Study(
-        {setting: found.items for setting, found in reranked.items()},
-        {setting: float(found.exploration.sum(axis=1).mean()) for setting, found in reranked.items()},
-        {setting: measure(found.items, case, k, traits=traits) for setting, found in reranked.items()},
-        len(items),
-        boot,
-    )
+    values = {setting: measure(found.items, case, k, traits=traits) for setting, found in reranked.items()}
+    return Study(case, reranked, values, boot)

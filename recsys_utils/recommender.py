@@ -163,7 +163,7 @@ def blend_from(choice: Mapping[str, Any], items: pd.DataFrame, has_billing_order
     """
     content = ContentModel(items, has_billing_order=has_billing_order, **choice["content"])
     cf = MODELS[choice["cf"]](**choice["settings"])
-    return Blend(content, cf, AlphaCurve.from_json(choice["curve"]), Popularity())
+    return Blend(content, cf, AlphaCurve.from_json(choice["curve"]), MODELS["popularity"]())
 
 
 def recommend_file(
