@@ -45,7 +45,8 @@ def plan_from(
     parameters = config.load(params, settings, root=root)
     return Plan(
         root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
-        parameters={stage: parameters.for_stage(stage) for stage in CHAIN}, settings=parameters.model_dump(by_alias=True),
+        parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
+        settings=parameters.model_dump(by_alias=True),
     )  # fmt: skip
 
 

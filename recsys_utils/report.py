@@ -36,9 +36,13 @@ _CSS = """
 :root { --pst-font-size-base: 16px; }
 html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
 .bd-main .bd-content .bd-article-container { max-width: 62rem; }
-.lead p { font-size: 1.15rem; line-height: 1.6; color: var(--pst-color-text-muted); }
-.finding { border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da; border-radius: .4rem;
+.bd-header { display: none !important; }
+h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
+.intro p { font-size: 1.12rem; line-height: 1.6; color: var(--pst-color-text-muted); }
+.finding.container { max-width: none; border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da;
+  border-radius: .4rem;
   padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
+.finding .container { padding: 0; max-width: none; }
 .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
 .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -48,9 +52,9 @@ html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --ps
   padding: .25rem .7rem; text-align: right; vertical-align: top; }
 .cell_output table tbody th { font-weight: normal; }
 .cell_output img, img { max-width: 100%; height: auto; }
-math { font-size: 1.08em; } div.math { overflow-x: auto; padding: .4rem 0; text-align: center; }
+math { font-size: 1.08em; } div.math { display: block; overflow-x: auto; padding: .4rem 0; text-align: center; }
 div.cell details.hide { margin: .2rem 0; } div.cell details.hide summary { font-size: .8rem; opacity: .75; }
-@media (max-width: 600px) { .finding { padding: .7rem .8rem .2rem; } .lead p { font-size: 1.05rem; } }
+@media (max-width: 600px) { .finding.container { padding: .7rem .8rem .2rem; } .intro p { font-size: 1.03rem; } }
 @media print { .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, details.hide, .prev-next-footer
   { display: none !important; } .finding { border-color: #999; } a { color: inherit; } }
 """
@@ -124,7 +128,7 @@ def index_page(
     """The first page as MyST markdown: answers, models side by side, where to read on, how it was made."""
     data = run.get("data", {})
     parts = [
-        f"# Which recommender, with which settings, for whom?\n\n:::{{container}} lead\nThe answers that the data set "
+        f"# Which recommender, with which settings, for whom?\n\n:::{{container}} intro\nThe answers that the data set "
         f"**{data.get('dataset', run['run'])}** gives, each with its interval. Rating error and ranking are judged "
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
@@ -151,7 +155,7 @@ def _card(finding: dict[str, Any]) -> str:
             _pipe_table(
                 ["evidence", "value", "95 % interval", "n"],
                 [
-                    [_code(str(r.metric)), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
+                    [str(r.metric).replace("|", "\\|"), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
                     for r in rows.itertuples()
                 ],
             ),
@@ -224,10 +228,6 @@ def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *rows])
 
 
-def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
-
-
 def _number(value: Any) -> str:
     """
     >>> _number("0.123456"), _number(12), _number(1234.5)
@@ -266,6 +266,7 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
         app.build()
         if app.statuscode:
             raise RuntimeError("Sphinx could not build the site; its messages are in the log")
+    shutil.rmtree(target / "_sources", ignore_errors=True)
     for leftover in [target / ".buildinfo", target / "objects.inv", *(target / "_static").rglob("*.map")]:
         leftover.unlink(missing_ok=True)
 
@@ -276,8 +277,9 @@ _CONFIG: dict[str, Any] = {
     "html_title": "Movie recommender study",
     "html_theme": "sphinx_book_theme",
     "html_theme_options": {
-        "home_page_in_toc": True, "use_download_button": False, "use_fullscreen_button": False,
-        "show_toc_level": 2, "article_header_end": ["toggle-secondary-sidebar"],
+        "use_download_button": False, "use_fullscreen_button": False,
+        "show_toc_level": 2, "navbar_persistent": [], "footer_content_items": [],
+        "article_header_end": ["toggle-secondary-sidebar"],
     },
     "html_math_renderer": "mathml",
     "html_static_path": ["_static"],
@@ -288,6 +290,8 @@ _CONFIG: dict[str, Any] = {
     "html_show_copyright": False,
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},
+    "nb_code_prompt_show": "Show code",
+    "nb_code_prompt_hide": "Hide code",
     "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
     "suppress_warnings": ["mystnb.unknown_mime_type", "myst.header"],
 }  # fmt: skip

@@ -1,0 +1,222 @@
+"""The report: what goes where, a site that loads nothing from a network, README's numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys_utils import report
+from recsys_utils.interfaces import InputError
+from recsys_utils.stage import METRIC_COLUMNS
+
+mpl.use("Agg")
+ORDER = ["01_first", "11_last"]
+
+
+def png() -> bytes:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.plot(np.arange(5))
+    file = io.BytesIO()
+    figure.savefig(file)
+    plt.close(figure)
+    return file.getvalue()
+
+
+def executed_notebook(title: str) -> str:
+    outputs: list[dict[str, Any]] = [
+        {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(png()).decode()}},
+        {"output_type": "display_data", "metadata": {}, "data": {"text/html": "<table><tr><td>1</td></tr></table>"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": f"# {title}\n\nWith $\\alpha_n^2$ and\n\n$$x = \\frac{{a}}{{b}}$$"},
+        {"cell_type": "code", "source": "output = ''", "outputs": [], "execution_count": 1},
+        {"cell_type": "code", "source": "plot()", "outputs": outputs, "execution_count": 2},
+    ]
+    for number, cell in enumerate(cells):
+        cell |= {"id": f"c{number}", "metadata": {"tags": ["parameters"]} if number == 1 else {}}
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def metric_row(
+    stage: str, model: str, metric: str, value: float, *, protocol: str, variant: str = ""
+) -> dict[str, Any]:
+    number = {"value": f"{value:.6f}", "ci_low": f"{value - 0.01:.6f}", "ci_high": f"{value + 0.01:.6f}", "n": "943"}
+    return {
+        "stage": stage, "protocol": protocol, "model": model, "variant": variant, "segment": "all", "metric": metric,
+    } | number  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("work")
+    rows = [
+        metric_row(ORDER[0], "svd", "rmse", 0.94, protocol="rating-cv5", variant="classic"),
+        metric_row(ORDER[0], "svd", "rmse", 0.93, protocol="rating-cv5", variant="nested"),
+        metric_row(ORDER[0], "popularity", "ndcg@10", 0.21, protocol="ranking-last20"),
+    ]
+    for number, stage in enumerate(ORDER):
+        folder = base / stage
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True)
+        mine = rows if number == 0 else [rows[2] | {"stage": stage, "model": "ease"}]
+        pd.DataFrame(mine, columns=METRIC_COLUMNS).to_csv(folder / "metrics.csv", index=False, lineterminator="\n")
+        evidence = [{"metric": "difference in ndcg@10", "value": 0.0123, "ci_low": 0.001, "ci_high": 0.02, "n": 943}]
+        finding = {"id": f"f{number}", "stage": stage, "question": f"Is {number} better?", "answer": "By **much**."}
+        finding |= {"confidence": "high", "evidence": evidence}
+        (folder / "findings.json").write_text(json.dumps([finding]))
+        (folder / "tables" / f"t{number}.csv").write_text("a\n1\n")
+        (folder / "figures" / f"{stage[:2]}_overview.png").write_bytes(png())
+        (folder / "notebook.ipynb").write_text(executed_notebook(f"Title {number}"))
+    (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
+    (base / ORDER[1] / "bundle").mkdir()
+    (base / ORDER[1] / "bundle" / "meta.json").write_text("{}")
+    stages = {stage: {"seconds": 1.5, "peak_mb": 100} for stage in ORDER}
+    run = {"run": "toy", "seed": 1, "parameters": {"k": 1}, "git": {"commit": "unknown", "dirty": None},
+           "data": {"dataset": "toy", "licence": "free"}, "versions": {"python": "3.11"}, "stages": stages}  # fmt: skip
+    (base / "run.json").write_text(json.dumps(run))
+    return base
+
+
+@pytest.fixture(scope="module")
+def site(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("site")
+    report.assemble(workspace, target, ORDER)
+    return target
+
+
+def test_everything_stands_where_the_design_says(site: Path) -> None:
+    for name in (
+        "index.html", "notebooks/01_first.ipynb", "findings.json", "tables/metrics.csv", "tables/t0.csv",
+        "tables/t1.csv", "tables/timings.csv", "figures/11_overview.png", "recommendations.csv", "bundle/meta.json",
+        "run.json", "pages/01_first.html", "search.html", "searchindex.js",
+    ):  # fmt: skip
+        assert (site / name).is_file(), name
+    assert [f["id"] for f in json.loads((site / "findings.json").read_text())] == ["f0", "f1"]
+    rows = pd.read_csv(site / "tables/metrics.csv", keep_default_na=False)
+    assert list(rows.columns) == METRIC_COLUMNS
+    assert rows["stage"].tolist() == [ORDER[0]] * 3 + [ORDER[1]]
+
+
+class Loads(HTMLParser):
+    """Collects what a page would load by itself: everything but links to follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "a":
+            return
+        for name in ("src", "href", "srcset", "data", "poster", "action"):
+            if values.get(name):
+                self.found.append(str(values[name]))
+        self.found += outside_urls(values.get("style") or "")
+
+
+def outside_urls(css: str) -> list[str]:
+    return re.findall(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""", css)
+
+
+def external_loads(folder: Path) -> list[str]:
+    """Resources on other hosts that pages or style sheets of a site would load."""
+    found = []
+    for page in folder.rglob("*.html"):
+        parser = Loads()
+        text = page.read_text(encoding="utf-8")
+        parser.feed(text)
+        found += [f"{page.name}: {u}" for u in parser.found if re.match(r"(https?:)?//", u)]
+        scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.S)
+        found += [f"{page.name}: script {u}" for s in scripts for u in re.findall(r"https?://[^\s\"']+", s)]
+        styles = re.findall(r"<style[^>]*>(.*?)</style>", text, re.S)
+        found += [f"{page.name}: style {u}" for style in styles for u in outside_urls(style)]
+    for sheet in folder.rglob("*.css"):
+        found += [f"{sheet.name}: {u}" for u in outside_urls(sheet.read_text(encoding="utf-8"))]
+    return found
+
+
+def test_the_guard_sees_external_loads(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="https://paper"></a><script src="https://cdn/x.js"></script><img src="//h/i.png">'
+        '<style>@import "https://f"</style>'
+    )
+    (tmp_path / "a.css").write_text("@font-face { src: url(https://fonts/x.woff2) }")
+    assert len(external_loads(tmp_path)) == 4
+
+
+def test_the_site_loads_nothing_from_a_network(site: Path) -> None:
+    assert external_loads(site) == []
+
+
+def test_formulas_are_mathml_and_code_is_folded(site: Path) -> None:
+    page = (site / "pages/01_first.html").read_text(encoding="utf-8")
+    assert page.count("<math") == 2
+    assert not re.search(r"<script[^>]*mathjax", page, re.I)
+    assert len(re.findall(r'<details class="[^"]*hide above-input">', page)) == 2
+
+
+def test_the_index_answers_first(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
+    for text in ("Is 0 better?", "<strong>much</strong>", "[0.001, 0.020]", "0.930 [0.920, 0.940]", "free", "Title 1"):
+        assert text in page, text
+    assert "0.940 [0.930" not in page  # the nested variant is shown, not the classic one
+
+
+def test_the_site_is_light(site: Path) -> None:
+    assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < 8e6
+
+
+def test_a_table_name_taken_twice_is_refused(workspace: Path, tmp_path: Path) -> None:
+    extra = workspace / ORDER[1] / "tables" / "t0.csv"
+    extra.write_text("a\n2\n")
+    try:
+        with pytest.raises(ValueError, match=r"tables/t0\.csv is taken"):
+            report.assemble(workspace, tmp_path, ORDER)
+    finally:
+        extra.unlink()
+
+
+def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
+    size = report.publish(site, tmp_path / "published")
+    assert size == sum(file.stat().st_size for file in (tmp_path / "published").iterdir())
+    text = report.with_headline(f"top\n{report.BEGIN}\nold\n{report.END}\nrest\n", tmp_path / "published")
+    assert "| SVD | 0.930 [0.920, 0.940] |  |" in text
+    assert "old" not in text
+    assert text.startswith("top\n")
+    assert text.endswith("\nrest\n")
+    assert report.with_headline(text, tmp_path / "published") == text
+
+
+def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "report"
+    (copy / "notebooks").mkdir(parents=True)
+    (copy / "tables").mkdir()
+    (copy / "tables/metrics.csv").write_text("")
+    (copy / "findings.json").write_text("[]")
+    (copy / "notebooks/a.ipynb").write_text(executed_notebook("see /home/someone/data"))
+    with pytest.raises(InputError, match="/home/someone/data"):
+        report.publish(copy, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_nothing_to_publish_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recsys run params/none\.yaml"):
+        report.publish(tmp_path / "none", tmp_path / "published")
+
+
+def test_readme_needs_its_markers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="BEGIN headline"):
+        report.with_headline("nothing", tmp_path)
