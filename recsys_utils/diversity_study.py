@@ -68,12 +68,12 @@ class Study:
         """
         rows = []
         for setting, (items, picked) in self.lists.items():
-            given_up = np.broadcast_to(
-                np.arange(items.shape[1]) >= items.shape[1] - picked.sum(axis=1)[:, None], items.shape
-            )
+            places = np.arange(items.shape[1])
+            displaced = places >= items.shape[1] - picked.sum(axis=1)[:, None]
             row = {
                 "strategy": setting[0], "ratio": setting[1], "picks": float(picked.sum(axis=1).mean()),
-                "relevant": self._relevant(items, picked), "displaced": self._relevant(self.lists[PLAIN].items, given_up),
+                "relevant": self._relevant(items, picked),
+                "displaced": self._relevant(self.lists[PLAIN].items, displaced),
             }  # fmt: skip
             gains = {NDCG: self.relative_gain(NDCG, setting)}
             gains |= {name: self.gain(name, setting) for name in ("coverage@10", "gini@10", "ild@10", "novelty@10")}
@@ -104,8 +104,9 @@ class Study:
     def _relevant(self, items: metrics.Lists, where: NDArray[np.bool_]) -> float:
         """Share of the films at some places that are relevant, over the users who have relevant films."""
         row, place = np.nonzero(where & (items >= 0) & (self.case.relevant.getnnz(axis=1) > 0)[:, None])
-        hits = np.asarray(self.case.relevant[row, items[row, place]]).ravel() != 0
-        return float(hits.mean()) if hits.size else float("nan")
+        if row.size == 0:
+            return float("nan")
+        return float((np.asarray(self.case.relevant[row, items[row, place]]) != 0).mean())
 
     def _of_all(self, name: str, setting: Setting) -> tuple[float, metrics.PerUser]:
         """Coverage or Gini of all lists, and without each."""
