@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix, issparse
-from surprise.model_selection import GridSearchCV, KFold
+from surprise.model_selection import GridSearchCV, KFold, ShuffleSplit
 
 from recsys_utils.interactions import Interactions, item_counts
 from recsys_utils.interfaces import InputError, Scores, child_seed
@@ -119,8 +119,8 @@ class Popularity(_Model):
     """
 
     name: ClassVar[str] = "popularity"
-    counts: NDArray[np.float32] = field(init=False, repr=False)
-    bounds: Floats = field(init=False, repr=False)
+    counts: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
@@ -184,10 +184,10 @@ class SVD(_RatingModel):
     lr: float = 0.005
     reg: float = 0.02
     seed: int = 0
-    mean: Floats = field(init=False, repr=False)
-    item_bias: Floats = field(init=False, repr=False)
-    item_factors: Floats = field(init=False, repr=False)
-    bounds: Floats = field(init=False, repr=False)
+    mean: Floats = field(init=False, repr=False, compare=False)
+    item_bias: Floats = field(init=False, repr=False, compare=False)
+    item_factors: Floats = field(init=False, repr=False, compare=False)
+    bounds: Floats = field(init=False, repr=False, compare=False)
 
     def arguments(self) -> dict[str, Any]:
         """The settings by Surprise's names."""
@@ -279,13 +279,13 @@ class KNN(_RatingModel):
     similarity: Literal["pearson_baseline", "msd", "cosine"] = "pearson_baseline"
     user_based: bool = True
     min_support: int = 3
-    mean: Floats = field(init=False, repr=False)
-    item_bias: Floats = field(init=False, repr=False)
-    item_mean: Floats = field(init=False, repr=False)
-    user_bias: Floats = field(init=False, repr=False)
-    train: csr_matrix = field(init=False, repr=False)
-    item_similarity: Floats = field(init=False, repr=False)
-    bounds: Floats = field(init=False, repr=False)
+    mean: Floats = field(init=False, repr=False, compare=False)
+    item_bias: Floats = field(init=False, repr=False, compare=False)
+    item_mean: Floats = field(init=False, repr=False, compare=False)
+    user_bias: Floats = field(init=False, repr=False, compare=False)
+    train: csr_matrix = field(init=False, repr=False, compare=False)
+    item_similarity: Floats = field(init=False, repr=False, compare=False)
+    bounds: Floats = field(init=False, repr=False, compare=False)
 
     def arguments(self) -> dict[str, Any]:
         """The settings by Surprise's names."""
@@ -479,8 +479,8 @@ class ItemKNN(_Model):
     k: int = 100
     shrink: float = 10.0
     binarise: Binarise = "any"
-    similarity: csr_matrix = field(init=False, repr=False)
-    bounds: Floats = field(init=False, repr=False)
+    similarity: csr_matrix = field(init=False, repr=False, compare=False)
+    bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
@@ -528,8 +528,8 @@ class EASE(_Model):
     name: ClassVar[str] = "ease"
     reg: float = 500.0
     binarise: Binarise = "any"
-    weights: NDArray[np.float32] = field(init=False, repr=False)
-    bounds: Floats = field(init=False, repr=False)
+    weights: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
         n_items = len(train.items)
@@ -573,15 +573,27 @@ def parameters(model: _Model) -> dict[str, Any]:
     return {f.name: getattr(model, f.name) for f in fields(model) if f.init}  # type: ignore[arg-type]
 
 
+def setting_text(model: _Model) -> str:
+    """The settings of a model on one line, without the seed.
+
+    >>> setting_text(EASE(reg=100))
+    'reg=100, binarise=any'
+    """
+    return ", ".join(f"{name}={value}" for name, value in parameters(model).items() if name != "seed")
+
+
 def grid_search(
     train: Interactions, options: Sequence[RatingModel], *, folds: int, seed: int, jobs: int = 1
 ) -> pd.DataFrame:
-    """Errors of each setting by Surprise's GridSearchCV over shuffled folds of ``train``.
+    """Errors of each setting by Surprise's GridSearchCV within ``train``.
+
+    SVD is tried on all shuffled folds. KNN, which Surprise predicts a hundred times slower, is tried on one shuffled
+    split with the same share held out.
 
     Parameters
     ----------
     options : unfitted models
-    folds : number of folds over ratings, >= 2; the same for every setting
+    folds : number of folds over ratings, >= 2; the rows held out are the same for every setting of a model
     seed : of the folds; the models bring their own
     jobs : processes; one task a setting, so that the result does not depend on it
 
@@ -598,7 +610,11 @@ def _search(train: Interactions, option: RatingModel, folds: int, seed: int) -> 
         key: {k: [v] for k, v in value.items()} if isinstance(value, dict) else [value]
         for key, value in option.arguments().items()
     }
-    search = GridSearchCV(type(option.algorithm()), grid, measures=["rmse", "mae"], cv=KFold(folds, random_state=seed))
+    if isinstance(option, SVD):
+        held_out = KFold(folds, random_state=seed)
+    else:
+        held_out = ShuffleSplit(1, test_size=1 / folds, random_state=seed)
+    search = GridSearchCV(type(option.algorithm()), grid, measures=["rmse", "mae"], cv=held_out)
     order = np.lexsort((train.item, train.user))
     frame = pd.DataFrame({"u": train.user[order], "i": train.item[order], "r": train.rating[order].astype(float)})
     scale = (train.scale.lo, train.scale.hi)
@@ -606,52 +622,67 @@ def _search(train: Interactions, option: RatingModel, folds: int, seed: int) -> 
     return {measure: float(search.best_score[measure]) for measure in ("rmse", "mae")}
 
 
+@dataclass(frozen=True)
+class Nested:
+    """What :func:`nested_rating_error` found.
+
+    predictions : (N, names) float64, aligned with the ratings
+    searched : a row per outer fold, name and option: fold, name, setting (text), inner rmse (NaN if none), chosen
+    chosen : (fold, name) -> the option that predicted the fold
+    overall : name -> the option with the least inner RMSE, averaged over the outer folds: the choice on all data
+    """
+
+    predictions: pd.DataFrame
+    searched: pd.DataFrame
+    chosen: dict[tuple[int, str], RatingModel]
+    overall: dict[str, RatingModel]
+
+
 def nested_rating_error(
     data: Interactions, fold: NDArray[np.int8], options: Mapping[str, Sequence[RatingModel]], *, folds: int, seed: int,
     jobs: int = 1,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+) -> Nested:  # fmt: skip
     """Out-of-fold rating predictions whose settings were chosen without the fold they predict.
 
     Every outer fold picks, per name, the option with the least inner RMSE within its own training part
     (:func:`grid_search`), refits it there and predicts the held-out ratings with Surprise's own ``predict``, clipped
-    to the scale. A single option needs no choice.
+    to the scale. A single option needs no choice. Ties go to the option listed first.
 
     Parameters
     ----------
     fold : (N,) outer fold of each rating
     options : name -> candidate settings
-    folds : inner folds
+    folds : inner folds (KNN: one inner split, see :func:`grid_search`)
     seed : of the inner folds, one child per outer fold
     jobs : processes; tasks are (outer fold, setting), so that the result does not depend on it
-
-    Returns
-    -------
-    predictions : (N, names) float64, aligned with ``data``
-    searched : one row per outer fold, name and option: fold, name, parameters, inner rmse (NaN without a choice), chosen
     """
-    tasks = [(f, name, option) for f in np.unique(fold) for name in options for option in options[name]]
+    tasks = [(int(f), name, place) for f in np.unique(fold) for name in options for place in range(len(options[name]))]
     errors = Parallel(n_jobs=jobs)(
-        delayed(_search)(data.where(fold != f), option, folds, child_seed(seed, "inner", int(f)))
-        for f, name, option in tasks
+        delayed(_search)(data.where(fold != f), options[name][place], folds, child_seed(seed, "inner", f))
+        for f, name, place in tasks
         if len(options[name]) > 1
     )
     inner = iter(error["rmse"] for error in errors)
-    searched = pd.DataFrame(
-        {"fold": int(f), "name": name}
-        | parameters(option)
-        | {"rmse": next(inner) if len(options[name]) > 1 else float("nan")}
-        for f, name, option in tasks
-    )
-    first_best = searched["rmse"].fillna(0).groupby([searched["fold"], searched["name"]]).idxmin()
-    searched["chosen"] = searched.index.isin(first_best)
-    chosen = [task for task, is_chosen in zip(tasks, searched["chosen"], strict=True) if is_chosen]
+    searched = pd.DataFrame(tasks, columns=["fold", "name", "place"])
+    searched["setting"] = [setting_text(options[name][place]) for _, name, place in tasks]
+    searched["rmse"] = [next(inner) if len(options[name]) > 1 else float("nan") for _, name, _ in tasks]
+    loss = searched["rmse"].fillna(0)
+    searched["chosen"] = searched.index.isin(loss.groupby([searched["fold"], searched["name"]]).idxmin())
+    chosen = {
+        (f, name): options[name][place] for (f, name, place), won in zip(tasks, searched["chosen"], strict=True) if won
+    }
+    overall = loss.groupby([searched["name"], searched["place"]]).mean()
     held_out = Parallel(n_jobs=jobs)(
-        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option) for f, _, option in chosen
+        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option)
+        for (f, _), option in chosen.items()
     )
     predictions = pd.DataFrame(np.nan, index=range(len(data)), columns=list(options))
-    for (f, name, _), values in zip(chosen, held_out, strict=True):
+    for (f, name), values in zip(chosen, held_out, strict=True):
         predictions.loc[fold == f, name] = values
-    return predictions, searched
+    return Nested(
+        predictions, searched.drop(columns="place"), chosen,
+        {name: options[name][int(overall[name].argmin())] for name in options},
+    )  # fmt: skip
 
 
 def predict_by_surprise(train: Interactions, test: Interactions, option: RatingModel) -> Floats:

@@ -265,8 +265,10 @@ class TestGrid:
         fold = (np.arange(len(ratings)) % 3).astype(np.int8)
         options = {"svd": self.OPTIONS, "knn": [KNN(k=5)]}
         one, two = (nested_rating_error(ratings, fold, options, folds=2, seed=1, jobs=jobs) for jobs in (1, 2))
-        pd.testing.assert_frame_equal(one[0], two[0])
-        pd.testing.assert_frame_equal(one[1], two[1])
+        pd.testing.assert_frame_equal(one.predictions, two.predictions)
+        pd.testing.assert_frame_equal(one.searched, two.searched)
+        assert one.chosen == two.chosen
+        assert one.overall == two.overall
 
     def test_grid_has_a_row_a_setting(self, ratings):
         grid = grid_search(ratings, self.OPTIONS, folds=2, seed=1)
@@ -280,18 +282,20 @@ class TestGrid:
         options = {"tuned": self.OPTIONS}
         before, after = (nested_rating_error(d, fold, options, folds=2, seed=1) for d in (ratings, spoilt))
         held_out = fold == 0
-        np.testing.assert_array_equal(before[0][held_out], after[0][held_out])
-        assert not np.array_equal(before[0][~held_out], after[0][~held_out])
-        pd.testing.assert_frame_equal(before[1][before[1]["fold"] == 0], after[1][after[1]["fold"] == 0])
+        np.testing.assert_array_equal(before.predictions[held_out], after.predictions[held_out])
+        assert not np.array_equal(before.predictions[~held_out], after.predictions[~held_out])
+        assert before.chosen[0, "tuned"] == after.chosen[0, "tuned"]
+        inner = [n.searched.query("fold == 0")["rmse"].to_numpy() for n in (before, after)]
+        np.testing.assert_array_equal(*inner)
 
-    def test_every_rating_is_predicted_once_by_the_chosen_setting(self, ratings):
+    def test_every_rating_is_predicted_once_by_the_best_setting(self, ratings):
         fold = (np.arange(len(ratings)) % 3).astype(np.int8)
-        predictions, searched = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1)
-        assert searched.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
-        best = searched.loc[searched.groupby("fold")["rmse"].idxmin()]
-        assert best["chosen"].all()
-        chosen = best.set_index("fold").loc[1]
-        setting = SVD(**{name: chosen[name] for name in parameters(SVD())})
-        expected = predict_by_surprise(ratings.where(fold != 1), ratings.where(fold == 1), setting)
-        np.testing.assert_array_equal(predictions["tuned"][fold == 1], expected)
-        assert predictions.notna().all().all()
+        nested = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1)
+        inner = nested.searched["rmse"].to_numpy().reshape(3, len(self.OPTIONS))  # a row an outer fold
+        assert nested.chosen == {(f, "tuned"): self.OPTIONS[inner[f].argmin()] for f in range(3)}
+        assert nested.overall == {"tuned": self.OPTIONS[inner.mean(axis=0).argmin()]}
+        for f in range(3):
+            expected = predict_by_surprise(
+                ratings.where(fold != f), ratings.where(fold == f), nested.chosen[f, "tuned"]
+            )
+            np.testing.assert_array_equal(nested.predictions["tuned"][fold == f], expected)
