@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +14,22 @@ import typer
 from recsys_utils.interfaces import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from recsys_utils.pipeline import Plan
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="A reproducible study of movie recommenders: run it, read it, use what it exports.",
 )  # fmt: skip
+
+
+class Format(StrEnum):
+    """How `recsys recommend` prints a list."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
 
 
 def main() -> None:
@@ -72,6 +83,69 @@ def run(
     if status == 0 and only is None:
         print(f"Report: {plan.shown(plan.report / 'index.html')}")
     raise typer.Exit(status)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="ml-100k, or another name of the registry")],
+    archive: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="a local copy to take instead")] = None,
+) -> None:
+    """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against pinned hashes."""
+    from recsys_utils import datasets
+    from recsys_utils.stage import project_root
+
+    print(datasets.fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
+
+
+@app.command()
+def recommend(
+    ratings: Annotated[str, typer.Option(metavar="FILE|-", help="title,year,rating or item_id,rating; - = stdin")],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
+    format_: Annotated[Format, typer.Option("--format", help="table, csv or json")] = Format.table,
+    explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
+) -> None:
+    """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
+    from recsys_utils.bundle import Bundle
+    from recsys_utils.recommender import recommend_file
+
+    folder = bundle or _newest_bundle()
+    opened = Bundle.open(folder)
+    films, understood = recommend_file(opened.ladder, opened.scale, ratings, n, explain=explain)
+    print(textwrap.fill(f"{understood} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
+    if format_ is Format.csv:
+        films.to_csv(sys.stdout, index=False, float_format="%.6f", lineterminator="\n")
+    elif format_ is Format.json:
+        print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
+    else:
+        _print_table(films, ["contributions"] if explain else [])
+
+
+def _newest_bundle() -> Path:
+    from recsys_utils.stage import project_root
+
+    finished = [run for run in (project_root() / "reports").glob("*/run.json") if (run.parent / "bundle").is_dir()]
+    if not finished:
+        raise InputError(
+            "There is no finished run to take a bundle from: `make report` makes one, or give --bundle DIR."
+        )
+    return max(finished, key=lambda run: run.stat().st_mtime).parent / "bundle"
+
+
+def _print_table(films: pd.DataFrame, more: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("rank", "title", "score", "reason", *more):
+        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
+    for film in films.to_dict("records"):
+        cells = [str(film["rank"]), film["title"], f"{film['score']:.3f}", film["reason"], *(film[c] for c in more)]
+        table.add_row(*map(str, cells))
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
 
 
 @app.command()
