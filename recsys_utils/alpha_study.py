@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,7 @@ from recsys_utils.protocols import (
     validation_mask,
     warm_split,
 )
+from recsys_utils.significance import Bootstrap, metric_rows
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int_]
@@ -55,6 +57,7 @@ NDCG = "ndcg@10"
 FROM_SIZE, TO_SIZE = 1, 30  # choices and the primary contrast average over the profile sizes in this range
 WITH_POPULARITY = "popularity+"
 CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid
+SERIES = ["order", "model", "cf", "curve"]
 CURVE_NAMES = (*CURVES, "learned")
 BLOCK_SCORES = 20_000_000  # scores of one model held at a time, 80 MB
 
@@ -148,6 +151,41 @@ class AlphaStudy:
     validation: pd.DataFrame
     settings: pd.DataFrame
 
+    @cached_property
+    def _series(self) -> dict[Any, pd.DataFrame]:
+        """Per (order, model, cf, curve) a table of users x sizes."""
+        wide = self.users.pivot_table(index=[*SERIES, USER], columns="n", values=NDCG)
+        return {key: part.reset_index(level=list(range(len(SERIES))), drop=True) for key, part in wide.groupby(SERIES)}
+
+    def matrix(
+        self, ids: NDArray[np.object_], model: str, cf: str = "", curve: str = "", *, order: str = "random",
+        sizes: tuple[int, int] = (FROM_SIZE, TO_SIZE),
+    ) -> Floats:  # fmt: skip
+        """(U, S) test ndcg@10 of one series for the users ``ids``, NaN where a user lacks the size.
+
+        ``sizes`` are the first and last wanted; what all users lack is left out.
+        """
+        table = self._series[order, model, cf, curve]
+        wanted = table.columns[(table.columns >= sizes[0]) & (table.columns <= sizes[1])]
+        return table.reindex(index=ids, columns=wanted).to_numpy(dtype=float)
+
+    def metric_rows(self, ids: NDArray[np.object_], bootstrap: Bootstrap) -> pd.DataFrame:
+        """Rows of metrics.csv: every series at every n, and averaged over n = 1..30 with equal weights."""
+        parts = []
+        for order, model, cf, curve in self._series:
+            table = self._series[order, model, cf, curve]
+            values = table.reindex(index=ids).to_numpy(dtype=float)
+            has_size = np.isfinite(values).any(axis=0)
+            found = dict(zip(table.columns[has_size], bootstrap.means(values[:, has_size]), strict=True))
+            segments = {f"n={n}": estimate for n, estimate in found.items()}
+            segments[f"n={FROM_SIZE}-{TO_SIZE}"] = bootstrap.average(self.matrix(ids, model, cf, curve, order=order))
+            weight = "learned;with=popularity" if curve == "with-popularity" else curve
+            variant = f"order={order}" + (f";alpha={weight};cf={cf}" if cf else "")
+            for segment, estimate in segments.items():
+                names = {"protocol": "profile-size", "model": model, "variant": variant, "segment": segment}
+                parts.append(metric_rows({NDCG: estimate}, **names))
+        return pd.concat(parts, ignore_index=True)
+
     def pairs(self, order: str = "random") -> list[tuple[str, AlphaCurve, float]]:
         """Every declared (cf, curve) with its validation ndcg@10, mean over n = 1..30, all folds; best first."""
         found = []
@@ -198,7 +236,7 @@ def _study_fold(
     def measure(
         parts: Parts, part: Part, orders: Sequence[str], grid: Weights, curves: Mapping[str, Curves] | None = None
     ) -> Measured:
-        """Surfaces at the grid, then at exactly what the curves ask for; averaged over the orders, whose users agree."""
+        """Surfaces at the grid, then at exactly what the curves ask for; means over the orders, whose users agree."""
         found: Measured = {}
         for order in orders:
             for case in profile_size_cases(data, splits, users, fold, order=order, sizes=sizes, part=part):

@@ -72,6 +72,26 @@ def soup(
     return documents
 
 
+def field_variants(items: pd.DataFrame, fields: Sequence[str] = FIELDS) -> dict[str, list[str]]:
+    """The soups an ablation compares: all fields, each alone, genres with one other, all but one.
+
+    Fields no film has are left out; a soup that stands under an earlier name is not repeated.
+
+    >>> films = pd.DataFrame({"genres": [["War"]], "directors": [["A"]], "writers": [[]]})
+    >>> field_variants(films)
+    {'all': ['genres', 'directors'], 'genres': ['genres'], 'directors': ['directors']}
+    """
+    present = [f for f in fields if f in items and items[f].map(len).gt(0).any()]
+    variants = {"all": present} | {f: [f] for f in present}
+    variants |= {f"genres+{f}": ["genres", f] for f in present if f != "genres"}
+    variants |= {f"without_{f}": [other for other in present if other != f] for f in present}
+    kept: dict[str, list[str]] = {}
+    for name, chosen in variants.items():
+        if chosen and chosen not in kept.values():
+            kept[name] = chosen
+    return kept
+
+
 @cache
 def _words() -> Any:
     return CountVectorizer(stop_words="english", ngram_range=(1, 2)).build_analyzer()
