@@ -384,6 +384,9 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     Raises
     ------
     InputError : unknown name, an unusable given archive, or no route led to the data.
+
+    >>> fetch("smoke", raw=Path("unused")).tables().ratings.columns.tolist()
+    ['user_id', 'item_id', 'rating', 'timestamp']
     """
     dataset = describe(name)
     archive = archive.expanduser() if archive is not None else None

@@ -63,6 +63,14 @@ def read(source: str | Path, items: pd.DataFrame, scale: Scale) -> OwnRatings:
     ------
     InputError : no such file, not a CSV, a missing column, no rows, a rating that is no number or off the scale, an
         unknown item_id, a film rated twice, or no title that matches.
+
+    >>> import tempfile
+    >>> items = pd.DataFrame({"item_id": ["7"], "title": ["Usual Suspects, The"], "year": [1995]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "mine.csv"
+    ...     _ = path.write_text("title,year,rating\\nThe Usual Suspects,1996,5\\n", encoding="utf-8")
+    ...     read(path, items, Scale(1, 5)).frame.to_numpy().tolist()
+    [['7', 5.0]]
     """
     name = "standard input" if str(source) == "-" else str(source)
     header, rows = _rows(_text(source, name), name)
