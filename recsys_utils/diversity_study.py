@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recsys_utils import metrics
@@ -19,6 +21,11 @@ from recsys_utils.significance import Bootstrap, Estimate, jackknife, metric_row
 NDCG = "ndcg@10"
 PLAIN = ("none", 0.0)
 Setting = tuple[str, float]  # strategy, ratio
+GAINS = {
+    "coverage@10": "share of the catalogue shown to anyone", "gini@10": "Gini index of exposure (lower is fairer)",
+    "ild@10": "genre distance within a list", "novelty@10": "novelty, bits",
+}  # fmt: skip
+_LOOKS = {"genre": ("C0", "o"), "mid-rank": ("C1", "s"), "popular": ("C2", "^")}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Study:
                 "displaced": self._relevant(self.lists[PLAIN].items, displaced),
             }  # fmt: skip
             gains = {NDCG: self.relative_gain(NDCG, setting)}
-            gains |= {name: self.gain(name, setting) for name in ("coverage@10", "gini@10", "ild@10", "novelty@10")}
+            gains |= {name: self.gain(name, setting) for name in GAINS}
             for name, gain in gains.items():
                 row |= {name: gain.value, f"{name} low": gain.ci_low, f"{name} high": gain.ci_high}
             rows.append(row)
@@ -137,3 +144,35 @@ def study(
     reranked = {setting: rerank(ranking, *setting, k=k, catalogue=catalogue, seed=seed) for setting in settings}
     values = {setting: measure(found.items, case, k, traits=traits) for setting, found in reranked.items()}
     return Study(case, reranked, values, boot)
+
+
+def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
+    """ndcg against what is gained, a line per strategy; large open markers are classic, small filled ones repaired.
+
+    Parameters
+    ----------
+    summary : of a :class:`Study`
+    max_loss : where to draw the budget, as a share of ndcg
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(7.6, 6.2), sharey=True)
+    for ax, (metric, label) in zip(axes.flat, GAINS.items(), strict=True):
+        for strategy, (colour, marker) in _LOOKS.items():
+            for repaired in (False, True):
+                part = summary[summary["strategy"] == strategy + "-repaired" * repaired].drop_duplicates(NDCG)
+                x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
+                ax.errorbar(
+                    x, y, xerr=[x - part[f"{metric} low"], part[f"{metric} high"] - x], yerr=[y - low, high - y],
+                    color=colour, marker=marker, markersize=4 if repaired else 8, elinewidth=0.7, linewidth=1.1,
+                    markerfacecolor=colour if repaired else "none", linestyle="-" if repaired else ":",
+                    label=strategy + ", repaired" * repaired,
+                )  # fmt: skip
+        ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--")
+        ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5)
+        ax.set_xlabel(f"change in {label}")
+    axes[0, 0].annotate("plain ranking", (0, 0), xytext=(9, 4), textcoords="offset points", fontsize=9)
+    axes[0, 1].text(
+        0.02, -100 * max_loss, "budget", transform=axes[0, 1].get_yaxis_transform(), va="bottom", fontsize=9
+    )
+    figure.supylabel("change in ndcg@10, %", fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
