@@ -278,9 +278,9 @@ def holm(p_values: ArrayLike) -> Values:
 def jackknife(value: float, without_each: Values, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
     """Interval value +- 1.96 se from the statistic without each user in turn, clipped to ``bounds``.
 
-    se^2 = (U - 1) / U * sum (s_u - mean s)^2 (Efron & Stein 1981). For coverage and Gini: resampling users with
-    replacement repeats lists and so biases them. For a paired difference pass the differences of
-    both arguments and bounds (-1, 1).
+    se^2 = (U - 1) / U * sum (s_u - mean s)^2 (Efron & Stein 1981). For coverage and Gini, which resampling with
+    replacement biases, since it repeats lists. The interval holds for this number of lists; for coverage it is rather
+    too wide. For a paired difference pass the differences of both arguments and bounds (-1, 1).
 
     >>> print(jackknife(0.5, np.array([0.4, 0.5, 0.6])))
     0.500 [0.274, 0.726]
