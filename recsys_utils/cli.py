@@ -191,3 +191,7 @@ def reference(
     if pipeline.run(plan) != 0:
         raise typer.Exit(1)
     pipeline.reference(plan, plan.root / "tests" / "reference")
+
+
+if __name__ == "__main__":
+    main()

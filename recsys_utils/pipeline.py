@@ -399,10 +399,12 @@ def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, 
     for stage in [*force, *([only] if only else [])]:
         if stage not in plan.needs and not (stage == SITE and plan.site):
             raise InputError(f"There is no stage {stage!r}; the chain is: {', '.join(plan.needs)}.")
-    for stage in plan.needs:
-        check_parameters(plan, stage)
     stages = [*plan.needs, *([SITE] if plan.site else [])]
-    with _locked(plan) as lock, Progress(_wanted(plan, only, stages), plain) as progress:
+    wanted = _wanted(plan, only, stages)
+    for stage in wanted:
+        if stage != SITE:
+            check_parameters(plan, stage)
+    with _locked(plan) as lock, Progress(wanted, plain) as progress:
         state = _Run(plan, frozenset(force), progress, lock)
         try:
             status = _dispatch(state, stages, [only] if only else stages)

@@ -27,11 +27,12 @@ MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
     "ease": "EASE", "blend": "blend (content + CF)",
 }  # fmt: skip
-# (protocol, metric, column title, words that mark the preferred variant when a model has several)
+# (protocol, metric, column title, words by which the variant that stands for a model is preferred)
 HEADLINE = (
-    ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("nested",)),
-    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("nested", "learned", "classic")),
+    ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
+    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "diversity=none", "alpha=")),
 )
+BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
 :root { --pst-font-size-base: 16px; }
 html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
@@ -205,22 +206,39 @@ def _files(report: Path) -> str:
 # ---- tables shared by the site and README
 
 
+def headline_rows(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row of metrics.csv per track and model: rating error and ranking of the variant that stands for the model."""
+    chosen = []
+    for protocol, metric, _, words in HEADLINE:
+        for model in MODELS:
+            wanted = {"protocol": protocol, "metric": metric, "model": model, "segment": "all"}
+            rows = metrics[(metrics[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+            chosen += sorted(rows.index, key=lambda i: _preference(metrics.loc[i, "variant"], words))[:1]
+    return metrics.loc[chosen]
+
+
+def _preference(variant: Any, words: Sequence[str]) -> int:
+    """
+    >>> [_preference(v, ("tuned",)) for v in ("relevance=liked", "svd tuned", "classic")]
+    [0, 1, 2]
+    """
+    if pd.isna(variant) or variant in BARE:
+        return 0
+    return next((place for place, word in enumerate(words, 1) if word in variant), len(words) + 1)
+
+
 def headline_table(metrics: pd.DataFrame) -> str:
     """Models x the two tracks as a markdown table, each value with its interval; "" when there is no such row."""
-    cells = [[_headline_cell(metrics, model, column) for column in HEADLINE] for model in MODELS]
-    rows = [[title, *values] for title, values in zip(MODELS.values(), cells, strict=True) if any(values)]
-    return _pipe_table(["model", *(column[2] for column in HEADLINE)], rows) if rows else ""
-
-
-def _headline_cell(metrics: pd.DataFrame, model: str, column: tuple[str, str, str, tuple[str, ...]]) -> str:
-    protocol, metric, _, preferred = column
-    wanted = {"protocol": protocol, "metric": metric, "model": model, "segment": "all"}
-    rows = metrics[(metrics[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    rows = headline_rows(metrics)
     if rows.empty:
         return ""
-    order = [next((i for i, word in enumerate(preferred) if word in v), len(preferred)) for v in rows["variant"]]
-    row = rows.iloc[order.index(min(order))]
-    return f"{_number(row['value'])} {_interval(row['ci_low'], row['ci_high'])}"
+    cells = {(r.model, r.protocol): f"{_number(r.value)} {_interval(r.ci_low, r.ci_high)}" for r in rows.itertuples()}
+    lines = [
+        [title, *(cells.get((model, column[0]), "") for column in HEADLINE)]
+        for model, title in MODELS.items()
+        if model in set(rows["model"])
+    ]
+    return _pipe_table(["model", *(column[2] for column in HEADLINE)], lines)
 
 
 def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -240,7 +258,7 @@ def _number(value: Any) -> str:
 
 
 def _interval(low: Any, high: Any) -> str:
-    return f"[{_number(low)}, {_number(high)}]"
+    return f"[{_number(low)}, {_number(high)}]" if low != high else "exact"
 
 
 # ---- the site

@@ -64,7 +64,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("work")
     rows = [
         metric_row(ORDER[0], "svd", "rmse", 0.94, protocol="rating-cv5", variant="classic"),
-        metric_row(ORDER[0], "svd", "rmse", 0.93, protocol="rating-cv5", variant="nested"),
+        metric_row(ORDER[0], "svd", "rmse", 0.93, protocol="rating-cv5", variant="tuned"),
         metric_row(ORDER[0], "popularity", "ndcg@10", 0.21, protocol="ranking-last20"),
     ]
     for number, stage in enumerate(ORDER):
@@ -172,7 +172,7 @@ def test_the_index_answers_first(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     for text in ("Is 0 better?", "<strong>much</strong>", "[0.001, 0.020]", "0.930 [0.920, 0.940]", "free", "Title 1"):
         assert text in page, text
-    assert "0.940 [0.930" not in page  # the nested variant is shown, not the classic one
+    assert "0.940 [0.930" not in page  # the tuned variant is shown, not the classic one
 
 
 def test_the_site_is_light(site: Path) -> None:

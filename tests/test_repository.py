@@ -1,0 +1,164 @@
+"""The repository as a whole: clean notebooks, current copies, no path of a machine, imports in order."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys_utils import config, pipeline, report
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = [ROOT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.CHAIN]
+PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
+
+# A module imports from its own row and the rows above. Evidence stands above the models because it knows them only by
+# `interfaces`; the studies (what a notebook asks in one call) stand below both.
+ROWS = [
+    {"interfaces", "config", "datasets", "synthetic", "crosswalk", "catalogue", "own_ratings", "interactions"},
+    {"protocols", "metrics", "significance"},
+    {"content", "collaborative", "fast_grid"},
+    {"blend", "diversity", "recommender"},
+    {"alpha_study", "diversity_study"},
+    {"figures", "stage", "report", "bundle", "pipeline", "cli"},
+]
+
+
+def cells(path: Path, kind: str = "code") -> list[dict[str, Any]]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in found if cell["cell_type"] == kind]
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def tracked() -> list[Path]:
+    """Text files under version control, or every source file where there is no git."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        names = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if ".venv" not in p.parts]
+    else:
+        names = listed.stdout.split("\0")
+    kept = {".py", ".md", ".yaml", ".yml", ".toml", ".lock", ".txt", ".ipynb", ".json", ".csv", ".cfg", "", ".sh"}
+    return [ROOT / name for name in names if name and (ROOT / name).suffix in kept and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_carries_no_outputs(self, path: Path) -> None:
+        assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path))
+
+    def test_is_thin(self, path: Path) -> None:
+        long = [source(cell).splitlines()[0] for cell in cells(path) if len(source(cell).splitlines()) > 30]
+        assert not long, "cells longer than 30 lines belong into recsys_utils"
+
+    def test_says_first_what_it_asks_reads_and_writes(self, path: Path) -> None:
+        first = source(cells(path, "markdown")[0])
+        assert first.startswith("# ")
+        assert "?" in first
+        assert "**Reads**" in first
+        assert "**Writes**" in first
+
+    def test_its_defaults_are_those_of_the_published_run(self, path: Path) -> None:
+        declared = pipeline.declared_parameters(path)
+        published = config.load(ROOT / "params" / "ml-100k.yaml")
+        common = {"workspace": "data/processed/ml-100k", "output": "", "seed": published.seed, "jobs": 2}
+        assert declared == common | published.for_stage(path.stem)
+
+    def test_its_reference_copy_holds_the_same_code(self, path: Path) -> None:
+        copy = ROOT / "tests" / "reference" / path.name
+        executed = [c for c in cells(copy) if "injected-parameters" not in c["metadata"].get("tags", [])]
+        assert [source(c) for c in executed] == [source(c) for c in cells(path)], "run `make reference`"
+        assert all(c["execution_count"] for c in executed if source(c).strip())
+        assert [source(c) for c in cells(copy, "markdown")] == [source(c) for c in cells(path, "markdown")]
+
+
+@pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.name)
+def test_notebooks_declare_what_every_parameter_file_supplies(path: Path) -> None:
+    parameters = config.load(path)
+    for notebook in NOTEBOOKS:
+        given = {"workspace", "output", "seed", "jobs", *parameters.for_stage(notebook.stem)}
+        assert set(pipeline.declared_parameters(notebook)) == given
+
+
+def test_no_path_of_a_machine_and_no_index_host() -> None:
+    machine = re.compile(r"(?<![\w.:/-])/(?:work|home|root|Users)/\w")
+    index = re.compile(r"^\s*--(?:extra-)?index-url|^\s*--find-links|https?://[^\s/]*(?<!pypi\.org)/simple\b", re.M)
+    for path in tracked():
+        if path == Path(__file__):
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.name == "test_report.py":
+            text = text.replace("/home/someone/data", "")
+        assert not machine.search(text), f"{path.relative_to(ROOT)}: {machine.search(text)}"
+        assert not index.search(text), f"{path.relative_to(ROOT)} names a package index"
+
+
+def test_the_lock_pins_every_package_by_hash() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert len(entries) > 100
+    assert not [entry.split()[0] for entry in entries if "==" not in entry.split()[0] or "--hash=sha256:" not in entry]
+
+
+def test_the_lock_covers_what_the_project_asks_for() -> None:
+    locked = set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M))
+    asked = re.findall(r'^    "([A-Za-z0-9._-]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    names = {name.lower().replace("_", "-") for name in locked}
+    missing = {name.lower() for name in asked if not name.startswith(("ignore", "Framework", "Intended"))} - names
+    assert missing <= {"programming", "topic"}
+
+
+def imports_of(module: Path) -> set[str]:
+    """Sibling modules that are imported when a module is imported; type checking and function bodies apart."""
+    found = set()
+    pending: list[ast.AST] = list(ast.parse(module.read_text(encoding="utf-8")).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ImportFrom) and node.module == "recsys_utils":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("recsys_utils."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_modules_import_in_the_order_of_the_rows() -> None:
+    row = {name: place for place, names in enumerate(ROWS) for name in names}
+    modules = [path for path in sorted((ROOT / "recsys_utils").glob("*.py")) if path.stem != "__init__"]
+    assert not {path.stem for path in modules} - row.keys(), "name the module's row above"
+    wrong = [f"{m.stem} imports {name}" for m in modules for name in imports_of(m) if row[name] > row[m.stem]]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["metrics", "significance", "protocols"])
+def test_evidence_knows_no_model(name: str) -> None:
+    models = ROWS[2] | ROWS[3] | ROWS[4]
+    assert not imports_of(ROOT / "recsys_utils" / f"{name}.py") & models
+
+
+def test_the_package_stays_small() -> None:
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "recsys_utils").glob("*.py"))
+    assert lines <= 6000
+
+
+def test_licence_and_data_sources_are_stated() -> None:
+    assert "MIT License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "MovieLens" in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_shows_the_published_numbers() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.with_headline(text, ROOT / "reports" / "published") == text, "run `recsys readme`"
+
+
+def test_published_results_are_whole_and_light() -> None:
+    published = ROOT / "reports" / "published"
+    names = {path.name for path in published.iterdir()}
+    assert names == {"findings.json", "metrics.csv", *(path.name for path in NOTEBOOKS)}
+    assert sum(path.stat().st_size for path in published.iterdir()) < report.PUBLISHED_LIMIT
