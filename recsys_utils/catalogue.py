@@ -1,8 +1,10 @@
-"""The catalogue: one row a film, whatever the sources know about it."""
+"""The catalogue: one row a film, whatever the sources know about it, and who said it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -10,26 +12,57 @@ from recsys_utils.interactions import natural_order
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
 
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
-COLUMNS = [ITEM, "title", "year", *LISTS, "overview", "imdb_id", "tmdb_id"]
-
-# Relations of the film graph that describe a film. Their inverses say the same again and are left out, so a fact gives
-# one token; awards, languages, countries and ratings made a worse soup than none of them.
-GRAPH_COLUMNS: Mapping[str, str] = {
-    "film.film.subjects": "keywords",
-    "film.film.directed_by": "directors",
-    "film.film.actor": "actors",
-    "film.film.written_by": "writers",
-}
+IDS = ["imdb_id", "tmdb_id"]
+COLUMNS = [ITEM, "title", "year", *LISTS, "overview", *IDS]
 
 
-def build(films: pd.DataFrame, graph: pd.DataFrame | None) -> pd.DataFrame:
-    """Join films and graph into the columns of items.parquet (``COLUMNS``), rows in natural order of item_id.
+@dataclass(frozen=True)
+class Source:
+    """Who knows something about films, and on which terms; ``snapshot`` is the date of the copy, "" if unknown."""
+
+    name: str
+    licence: str
+    attribution: str
+    may_redistribute: bool = False
+    snapshot: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a source says about films: a key (item_id, imdb_id or tmdb_id) and any columns of the catalogue.
+
+    ``ordered`` says that ``actors`` stand in billing order.
+    """
+
+    source: Source
+    table: pd.DataFrame
+    key: str = ITEM
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The merged films, and who contributed: a row of ``origin`` is source, field, films."""
+
+    items: pd.DataFrame
+    origin: pd.DataFrame
+    sources: tuple[Source, ...]
+    has_billing_order: bool
+
+    def meta(self) -> dict[str, Any]:
+        """The part of meta.json that describes the sources; only those that contributed."""
+        return {"sources": [asdict(s) for s in self.sources], "attribution": [s.attribution for s in self.sources]}
+
+
+def merge(films: pd.DataFrame, facts: Sequence[Facts] = ()) -> Catalogue:
+    """Merge films with facts into the columns of items.parquet (``COLUMNS``), rows in natural order of item_id.
+
+    A field of a film comes from the first source that has something to say: the films' own table, then ``facts`` in
+    order. Lists are taken whole and never mixed, so that one film's keywords are one source's vocabulary.
 
     Parameters
     ----------
     films : item_id, title, year (Int64), genres (list of str), and any other column of the catalogue
-    graph : item_id, relation, entity - facts about films, or None when the source can't be had;
-        lists then stay empty. The graph states no order, so its lists are sorted.
 
     Raises
     ------
@@ -37,29 +70,42 @@ def build(films: pd.DataFrame, graph: pd.DataFrame | None) -> pd.DataFrame:
 
     >>> films = pd.DataFrame({"item_id": ["10", "9"], "title": ["B", "A"], "year": [1990, 1991]})
     >>> films["genres"] = [["War"], []]
-    >>> facts = pd.DataFrame({"item_id": ["9"], "relation": ["film.film.directed_by"], "entity": ["m.01"]})
-    >>> build(films, facts)[["item_id", "genres", "directors"]].to_numpy().tolist()
-    [['9', [], ['m.01']], ['10', ['War'], []]]
+    >>> crew = pd.DataFrame({"item_id": ["9", "10"], "genres": [["Drama"], ["Drama"]], "directors": [["m.01"], []]})
+    >>> merged = merge(films, [Facts(Source("crew", "", ""), crew)]).items
+    >>> merged[["item_id", "genres", "directors"]].to_numpy().tolist()
+    [['9', ['Drama'], ['m.01']], ['10', ['War'], []]]
     """
     twice = films[ITEM][films[ITEM].duplicated()]
     if len(twice):
         raise InputError(f"Film id {twice.iloc[0]!r} stands for two films in the catalogue; ids must be distinct.")
     items = films.set_index(ITEM).loc[natural_order(films[ITEM])].reset_index()
     items["year"] = items["year"].astype("Int64")
-    if graph is not None:
-        facts = graph[graph[ITEM].isin(items[ITEM])].drop_duplicates()
-        for relation, column in GRAPH_COLUMNS.items():
-            grouped = facts[facts["relation"] == relation].groupby(ITEM)["entity"].agg(sorted)
-            items[column] = items[ITEM].map(grouped)
     for column in LISTS:
-        if column not in items:
-            items[column] = None
-        items[column] = [list(v) if isinstance(v, (list, tuple)) else [] for v in items[column]]
-    if "overview" not in items:
-        items["overview"] = ""
-    for column in ("imdb_id", "tmdb_id"):
+        values = items[column] if column in items else [None] * len(items)
+        items[column] = pd.Series([list(v) if isinstance(v, (list, tuple)) else [] for v in values], dtype=object)
+    items["overview"] = items["overview"].fillna("") if "overview" in items else ""
+    for column in IDS:
         items[column] = (items[column] if column in items else pd.Series(None, index=items.index)).astype("string")
-    return items[COLUMNS]
+    origin = []
+    ordered = []
+    for one in facts:
+        told = one.table[one.table[one.key].notna()].drop_duplicates(one.key).set_index(one.key)
+        for column in [c for c in (*LISTS, "overview", *IDS) if c in told]:
+            new = dict(zip(told.index, told[column], strict=True))
+            pairs = [(old, new.get(key)) for key, old in zip(items[one.key], items[column], strict=True)]
+            fill = [_empty(old) and not _empty(value) for old, value in pairs]
+            if any(fill):
+                values = [value if take else old for (old, value), take in zip(pairs, fill, strict=True)]
+                items[column] = pd.Series(values, dtype=items[column].dtype)
+                origin.append((one.source.name, column, sum(fill)))
+                ordered += [one.ordered] if column == "actors" else []
+    told_by = pd.DataFrame(origin, columns=["source", "field", "films"])
+    sources = tuple(dict.fromkeys(f.source for f in facts if f.source.name in set(told_by["source"])))
+    return Catalogue(items[COLUMNS], told_by, sources, bool(ordered) and all(ordered))
+
+
+def _empty(value: Any) -> bool:
+    return len(value) == 0 if isinstance(value, (list, str)) else bool(pd.isna(value))
 
 
 def coverage(items: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:

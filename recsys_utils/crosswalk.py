@@ -29,6 +29,16 @@ def split_year(title: str) -> tuple[str, int | None]:
     return (title[: found.start()].strip(), int(found.group(1))) if found else (title, None)
 
 
+def imdb_id(text: str) -> str | None:
+    """The form tt0114709 of an IMDb number, however it is written; None when there is none.
+
+    >>> imdb_id("114709"), imdb_id("tt0114709"), imdb_id("https://www.imdb.com/title/tt10872600/"), imdb_id("")
+    ('tt0114709', 'tt0114709', 'tt10872600', None)
+    """
+    found = re.search(r"(?:^|tt)(\d+)", text.strip())
+    return f"tt{int(found.group(1)):07d}" if found else None
+
+
 def normalise(title: str) -> str:
     """A comparable form: no accents, case, punctuation or leading article; ``&`` reads and.
 

@@ -2,73 +2,46 @@
 
 A data set is fetched from, in order: an archive the user names, the cache (data/raw/<name>/), the publisher's site, a
 mirror of last resort. Nothing is believed for its name or place: an archive counts when the members that are read have
-the pinned SHA-256, so a re-zipped copy passes and a changed file does not. Members are read in memory, never unpacked
-to paths an archive could choose, and never larger than the pinned size allows.
+the pinned checksums, so a re-zipped copy passes and a changed file does not; where only the publisher's checksum of the
+whole zip is known, that decides. `ml-latest` changes over time: any edition of its layout is taken, and recorded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
-import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from recsys_utils import catalogue, synthetic
-from recsys_utils.crosswalk import split_year
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
-from recsys_utils.stage import project_root
+from recsys_utils import catalogue, movielens, synthetic
+from recsys_utils.archives import (
+    UNREADABLE,
+    Folder,
+    Member,
+    digest_of,
+    download,
+    folders_with,
+    published_md5,
+)
+from recsys_utils.catalogue import Catalogue, Facts, Source
+from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.movielens import Layout
 
 Say = Callable[[str], None]
 Files = Mapping[str, bytes]
 
-_TIMEOUT = httpx.Timeout(30, connect=5)
-_ATTEMPTS = 4
 _MIRROR_SECONDS = 300
-_MIB = 1 << 20
-# whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
 # ---- what is known about each data set
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file inside an archive: SHA-256 and size in bytes."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One form in which a data set is published; ``members`` by file name, in whatever folder they lie.
-
-    ``ratings`` gives user_id, item_id (as published), rating, timestamp; ``films`` item_id, title, year, genres;
-    ``graph``, where there is one, item_id, relation, entity. ``graph_members`` are read for the graph alone.
-    """
-
-    members: Mapping[str, Member]
-    ratings: Callable[[Files], pd.DataFrame]
-    films: Callable[[Files], pd.DataFrame]
-    graph_members: Mapping[str, Member] = field(default_factory=dict)
-    graph: Callable[[Files], pd.DataFrame] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +55,10 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An entry of the registry; a set without a url is generated."""
+    """An entry of the registry; a set without a url is generated.
+
+    ``md5`` is the publisher's checksum of the zip; "" where the edition changes or the members are pinned instead.
+    """
 
     name: str
     prefix: str
@@ -103,57 +79,6 @@ class Dataset:
         return PurePosixPath(self.url).name
 
 
-# ---- parsers
-
-
-def _table(text: bytes, separator: str, columns: list[str], *, header: bool, encoding: str = "utf-8") -> pd.DataFrame:
-    """A plain separated table, every field a string, nothing quoted and nothing taken for missing."""
-    return pd.read_csv(
-        io.BytesIO(text), sep=separator, names=columns, header=0 if header else None, dtype=str, quoting=3,
-        keep_default_na=False, encoding=encoding,
-    )  # fmt: skip
-
-
-def _typed(ratings: pd.DataFrame) -> pd.DataFrame:
-    return ratings.astype({RATING: np.float32, TIMESTAMP: np.int64})[[USER, ITEM, RATING, TIMESTAMP]]
-
-
-def _films(ids: pd.Series, titles: pd.Series, genres: list[list[str]]) -> pd.DataFrame:
-    """Films from titles that end in their year, as MovieLens writes them."""
-    parts = [split_year(t) for t in titles]
-    years = pd.array([y for _, y in parts], dtype="Int64")
-    return pd.DataFrame({ITEM: ids.to_numpy(), "title": [t for t, _ in parts], "year": years, "genres": genres})
-
-
-def _ratings_100k(files: Files) -> pd.DataFrame:
-    return _typed(_table(files["u.data"], "\t", [USER, ITEM, RATING, TIMESTAMP], header=False))
-
-
-def _films_100k(files: Files) -> pd.DataFrame:
-    genres = [line.split("|")[0] for line in files["u.genre"].decode("latin-1").split()]
-    columns = [ITEM, "title", "release", "video", "imdb", *genres]
-    table = _table(files["u.item"], "|", columns, header=False, encoding="latin-1")
-    flags = table[genres].to_numpy() == "1"
-    return _films(table[ITEM], table["title"], [[g for g, on in zip(genres, row, strict=True) if on] for row in flags])
-
-
-def _ratings_wheel(files: Files) -> pd.DataFrame:
-    return _typed(_table(files["ml-100k.inter"], "\t", [USER, ITEM, RATING, TIMESTAMP], header=True))
-
-
-def _films_wheel(files: Files) -> pd.DataFrame:
-    table = _table(files["ml-100k.item"], "\t", [ITEM, "title", "year", "genres"], header=True)
-    # the packagers cut the last bracket off the title and called it the year: join what they cut, mend their one typo
-    titles = (table["title"] + " (" + table["year"] + ")").replace("unkonwn (unkonwn)", "unknown")
-    return _films(table[ITEM], titles, [g.split() for g in table["genres"]])
-
-
-def _graph_wheel(files: Files) -> pd.DataFrame:
-    link = _table(files["ml-100k.link"], "\t", [ITEM, "film"], header=True)
-    facts = _table(files["ml-100k.kg"], "\t", ["film", "relation", "entity"], header=True)
-    return facts.merge(link, on="film")[[ITEM, "relation", "entity"]]
-
-
 # ---- the registry
 
 _RECBOLE = Wheel(
@@ -161,32 +86,32 @@ _RECBOLE = Wheel(
     file="recbole-1.2.1-py3-none-any.whl",
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
 )
-_100K_ZIP = Layout(
-    members={
-        "u.data": Member("06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490", 1_979_173),
-        "u.item": Member("553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701", 236_344),
-        "u.genre": Member("9757e0d3e6b298159a80dd48eaf938114690e911e39af97a76949ef1663610bb", 202),
-    },
-    ratings=_ratings_100k,
-    films=_films_100k,
-)
-_100K_WHEEL = Layout(
-    members={
-        "ml-100k.inter": Member("4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff", 1_979_230),
-        "ml-100k.item": Member("51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532", 66_632),
-    },
-    ratings=_ratings_wheel,
-    films=_films_wheel,
-    graph_members={
-        "ml-100k.kg": Member("200a0636fa07c218119a42e5bac7aa3e26e3665a6f919c1b22909bd412b14779", 3_515_608),
-        "ml-100k.link": Member("524dca2c3d62619688ab99b3ec53ea2acb9b64d38eafec3e02bdd0dc6bb7d948", 21_507),
-    },
-    graph=_graph_wheel,
-)
 _HARPER = (
     "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
     "ACM Transactions on Interactive Intelligent Systems 5, 4. https://doi.org/10.1145/2827872"
 )
+_CLOSED = (
+    "research use with acknowledgement; no redistribution without separate permission; no commercial use without "
+    "permission; no endorsement implied."
+)
+_OPEN = (
+    "research use with acknowledgement; may be redistributed, transformed or not, under these same terms; no "
+    "commercial use without permission; no endorsement implied."
+)
+
+
+def _published(
+    name: str, layouts: Mapping[str, Layout], lo: float = 0.5, md5: str = "", terms: str = _CLOSED
+) -> Dataset:
+    edition = name.removeprefix("ml-")
+    return Dataset(
+        name=name, prefix="ml_", scale=Scale(lo, 5), may_redistribute=terms is _OPEN, cite=_HARPER, md5=md5,
+        licence=f"MovieLens {edition.upper() if edition[0].isdigit() else edition}, GroupLens Research, "
+        f"University of Minnesota: {terms}",
+        url=f"https://files.grouplens.org/datasets/movielens/{name}.zip", layouts=layouts,
+    )  # fmt: skip
+
+
 REGISTRY: dict[str, Dataset] = {
     "smoke": Dataset(
         name="smoke",
@@ -198,21 +123,18 @@ REGISTRY: dict[str, Dataset] = {
         has_billing_order=True,
         synthetic=synthetic.SMOKE,
     ),
-    "ml-100k": Dataset(
-        name="ml-100k",
-        prefix="ml_",
-        scale=Scale(1, 5),
-        licence=(
-            "MovieLens 100K, GroupLens Research, University of Minnesota: research use with acknowledgement; no "
-            "redistribution without separate permission; no commercial use without permission; no endorsement implied."
-        ),
-        may_redistribute=False,
-        cite=_HARPER,
-        url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        md5="0e33842e24a9c977be4e0107933c0723",
-        layouts={"official zip": _100K_ZIP, "recbole wheel": _100K_WHEEL},
+    "ml-100k": replace(
+        _published("ml-100k", {}, 1, "0e33842e24a9c977be4e0107933c0723"),
+        layouts={"official zip": movielens.ML_100K, "recbole wheel": movielens.ML_100K_WHEEL},
         mirror=_RECBOLE,
     ),
+    "ml-latest-small": _published("ml-latest-small", {"official zip": movielens.ML_LATEST_SMALL}, terms=_OPEN),
+    "ml-latest": _published("ml-latest", {"any edition": movielens.ML_CSV}),
+    "ml-1m": _published("ml-1m", {"official zip": movielens.ML_1M}, 1, "c4d9eecfca2ab87c1945afe126590906"),
+    "ml-10m": _published("ml-10m", {"official zip": movielens.ML_10M}, md5="ce571fd55effeba0271552578f2648bd"),
+    "ml-20m": _published("ml-20m", {"official zip": movielens.ML_CSV}, md5="cd245b17a1ae2cc31bb14903e1204af3"),
+    "ml-25m": _published("ml-25m", {"official zip": movielens.ML_CSV}, md5="6b51fb2759a8657d3bfcbfc42b592ada"),
+    "ml-32m": _published("ml-32m", {"official zip": movielens.ML_32M}),
 }
 
 
@@ -230,15 +152,27 @@ def describe(name: str) -> Dataset:
 class Archive:
     """A verified archive: which layout it has and where in it the layout's folder is."""
 
-    path: Path
     layout: Layout
-    folder: str
+    folder: Folder
     kind: str
 
-    def read(self, members: Mapping[str, Member]) -> dict[str, bytes]:
-        """The content of members, checked against their SHA-256 again (the file may have changed since)."""
-        with zipfile.ZipFile(self.path) as bundle:
-            return {name: _member(self.path, bundle, self.folder, name, pin) for name, pin in members.items()}
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    def pins(self, names: Sequence[str]) -> dict[str, Member]:
+        known = {**self.layout.members, **self.layout.extras}
+        return {name: known[name] for name in names}
+
+    def sources(self) -> dict[str, dict[str, Member]]:
+        """The files each source of film facts is read from, for those sources that this archive has."""
+        has = self.folder.members
+        return {name: self.pins(files) for name, (_, files) in self.layout.facts.items() if has.issuperset(files)}
+
+    def facts(self, name: str) -> pd.DataFrame:
+        """What a source in this archive says about films; checked against the pins."""
+        reader, files = self.layout.facts[name]
+        return reader(self.folder.read(self.pins(files)))
 
 
 def open_archive(path: Path, dataset: Dataset) -> Archive:
@@ -246,59 +180,53 @@ def open_archive(path: Path, dataset: Dataset) -> Archive:
 
     Raises
     ------
-    InputError : no such file, not a zip, cut short, members missing, or a member that differs from the pinned one;
-        names the file, the expected and the found checksum.
+    InputError : no such file, not a zip, cut short, members missing, or not what was published; names the file, the
+        expected and the found checksum.
     """
     if not path.is_file():
         raise InputError(f"There is no archive {path}; give the path of a zip of {dataset.name} ({dataset.url}).")
     try:
-        with zipfile.ZipFile(path) as bundle:
-            found = [PurePosixPath(i.filename) for i in bundle.infolist() if not i.is_dir()]
-            names = {(str(p.parent), p.name) for p in found}
-            for kind, layout in dataset.layouts.items():
-                first = next(iter(layout.members))
-                folders = sorted(f for f, n in names if n == first and all((f, m) in names for m in layout.members))
-                for folder in folders:
-                    for name, pin in layout.members.items():
-                        _member(path, bundle, folder, name, pin)
-                    return Archive(path, layout, folder, kind)
-    except _UNREADABLE as error:
+        for kind, layout in dataset.layouts.items():
+            for folder in folders_with(path, layout.members):
+                _verify(folder, layout, dataset)
+                return Archive(layout, folder, kind)
+    except UNREADABLE as error:
         raise InputError(
             f"{path} can't be read as a zip archive ({error}); it is {path.stat().st_size:,} bytes long, "
-            f"md5 expected {dataset.md5}, found {_digest(path, 'md5')}. {_remedy(dataset)}"
+            f"{_checksums(path, dataset)}. {_remedy(dataset)}"
         ) from None
     wanted = " or ".join(", ".join(layout.members) for layout in dataset.layouts.values())
     raise InputError(
-        f"{path} is a zip, but not of {dataset.name}: it has no folder with {wanted}. Its md5 "
-        f"is {_digest(path, 'md5')}, expected {dataset.md5} or another zip of the same files. {_remedy(dataset)}"
+        f"{path} is a zip, but not of {dataset.name}: it has no folder with {wanted}; "
+        f"{_checksums(path, dataset)} or another zip of the same files. {_remedy(dataset)}"
     )
 
 
-def _member(path: Path, bundle: zipfile.ZipFile, folder: str, name: str, pin: Member) -> bytes:
-    """Read one member into memory and check its SHA-256; one that declares far more than its pinned size is refused."""
-    inner = name if folder == "." else f"{folder}/{name}"
-    info = bundle.getinfo(inner)
-    if info.file_size > 4 * pin.size + _MIB:  # zipfile never yields more than is declared here
+def _verify(folder: Folder, layout: Layout, dataset: Dataset) -> None:
+    """Members by their pins; else the whole zip by its checksum; else, for a moving edition, by its header line."""
+    for name, pin in layout.members.items():
+        if pin.digest:
+            for _ in folder.chunks(name, pin):
+                pass
+    if layout.pinned:
+        return
+    ratings, header = next(iter(layout.members)), layout.ratings.header
+    if dataset.md5 and digest_of(folder.path, "md5") != dataset.md5:
+        other = ", or name the data set ml-latest, which takes any edition of this layout" if header else ""
         raise InputError(
-            f"{path}: {inner} would unpack to {info.file_size:,} bytes where {pin.size:,} are published; not read."
+            f"{folder.path} is not the published {dataset.file}: {_checksums(folder.path, dataset)}. "
+            f"Fetch it anew from {dataset.url}{other}."
         )
-    content = bundle.read(info)
-    found = hashlib.sha256(content).hexdigest()
-    if found != pin.sha256:
-        raise InputError(
-            f"{path}: {inner} is not the file that was published: SHA-256 expected {pin.sha256}, found {found}; "
-            "fetch the archive anew."
-        )
-    return content
+    if header and (seen := folder.first_line(ratings)) != header:
+        raise InputError(f"{folder.path}: {ratings} must begin with {header!r}; it begins with {seen!r}.")
+
+
+def _checksums(path: Path, dataset: Dataset) -> str:
+    return f"md5 expected {dataset.md5 or '(none is published for good)'}, found {digest_of(path, 'md5')}"
 
 
 def _remedy(dataset: Dataset) -> str:
     return f"Fetch it anew from {dataset.url}, or leave dataset.archive empty to have it fetched."
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 # ---- fetching
@@ -311,13 +239,27 @@ class Tables:
     Attributes
     ----------
     ratings : user_id (with prefix), item_id, rating float32, timestamp int64, in published order
-    items : columns of items.parquet in natural order of item_id
+    catalogue : the films and where their facts come from; ``items`` are its films in natural order of item_id
     truth : the generator's truth where the data are synthetic
     """
 
     ratings: pd.DataFrame
-    items: pd.DataFrame
+    catalogue: Catalogue
     truth: synthetic.Synthetic | None = None
+
+    @property
+    def items(self) -> pd.DataFrame:
+        return self.catalogue.items
+
+
+PROVIDERS = ("links", "genome", "tags", "graph")
+"""Sources of film facts inside the archives, in the order in which they are asked; genres come with the films."""
+
+_GRAPH_TERMS = Source(
+    name="graph",
+    licence="RecBole (MIT); facts from Freebase (CC BY 2.5), linked by KB4Rec; links as the MovieLens data",
+    attribution="Film graph: Freebase (CC BY 2.5) through KB4Rec (W. X. Zhao et al. 2019) and RecBole 1.2.1.",
+)
 
 
 @dataclass(frozen=True)
@@ -332,24 +274,52 @@ class Fetched:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every member that is read."""
-        pins = dict(self.archive.layout.members) if self.archive else {}
-        pins |= self.graph.layout.graph_members if self.graph else {}
-        return {name: pin.sha256 for name, pin in sorted(pins.items())}
+        """Checksum of every pinned member that is read; SHA-256 of the whole zip where members have no pins."""
+        found: dict[str, str] = {}
+        for archive in (self.archive, self.graph):
+            if archive is None:
+                continue
+            pins = dict(archive.layout.members) if archive is self.archive else {}
+            for members in archive.sources().values():
+                pins |= members
+            found |= {name: pin.digest for name, pin in pins.items() if pin.digest}
+            if not all(pin.digest for pin in pins.values()):
+                found[archive.path.name] = digest_of(archive.path, "sha256")
+        return dict(sorted(found.items()))
 
     def tables(self) -> Tables:
-        """Read or generate the tables."""
+        """Read or generate the tables; ratings go through a temporary parquet file, never whole through text."""
         if self.dataset.synthetic is not None:
             truth = synthetic.generate(self.dataset.synthetic)
-            return Tables(truth.ratings, catalogue.build(truth.items, None), truth)
+            return Tables(truth.ratings, catalogue.merge(truth.items), truth)
         assert self.archive is not None
-        files = self.archive.read(self.archive.layout.members)
-        ratings = self.archive.layout.ratings(files)
-        ratings[USER] = self.dataset.prefix + ratings[USER]
-        facts = None
-        if self.graph is not None and self.graph.layout.graph is not None:
-            facts = self.graph.layout.graph(self.graph.read(self.graph.layout.graph_members))
-        return Tables(ratings, catalogue.build(self.archive.layout.films(files), facts))
+        layout, folder = self.archive.layout, self.archive.folder
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "ratings.parquet"
+            self.ratings_to(target)
+            ratings = pd.read_parquet(target)
+        others = [name for name in layout.members if name != next(iter(layout.members))]
+        films = layout.films(folder.read(self.archive.pins(others)))
+        return Tables(ratings, catalogue.merge(films, self.facts()))
+
+    def ratings_to(self, target: Path) -> None:
+        """Stream the ratings to a parquet file; InputError when they aren't what the layout says."""
+        assert self.archive is not None
+        name, pin = next(iter(self.archive.layout.members.items()))
+        with tempfile.TemporaryDirectory() as scratch:
+            text = self.archive.folder.copy(name, pin, Path(scratch) / name)
+            self.archive.layout.ratings.to_parquet(text, target, self.dataset.prefix)
+
+    def facts(self) -> list[Facts]:
+        """What the archives say about films, in the order of ``PROVIDERS``."""
+        found = []
+        for name in PROVIDERS:
+            for archive in (self.archive, self.graph):
+                if archive is not None and name in archive.sources():
+                    terms = Source(name, self.dataset.licence, f"{self.dataset.name} {name}: {self.dataset.cite}")
+                    found.append(Facts(_GRAPH_TERMS if name == "graph" else terms, archive.facts(name)))
+                    break
+        return found
 
     def meta(self) -> dict[str, Any]:
         """The part of meta.json that describes the data set."""
@@ -408,12 +378,11 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
 
 
-def fetch_command(name: str, archive: Path | None, *, raw: Path | None = None, say: Say = print) -> str:
+def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = print) -> str:
     """Fill the cache (``recsys fetch``), from an archive when one is given; returns what was done in a few lines.
 
-    ``raw`` is the project's data/raw/ unless given; InputError as in :func:`fetch`.
+    InputError as in :func:`fetch`.
     """
-    raw = raw or project_root() / "data" / "raw"
     archive = archive.expanduser() if archive is not None else None
     fetched = fetch(name, archive=archive, raw=raw, say=say)
     dataset = fetched.dataset
@@ -431,7 +400,7 @@ def fetch_command(name: str, archive: Path | None, *, raw: Path | None = None, s
 
 
 def _cache_name(dataset: Dataset, archive: Archive) -> str:
-    return dataset.mirror.file if dataset.mirror and archive.layout.graph else dataset.file
+    return dataset.mirror.file if dataset.mirror and "graph" in archive.layout.facts else dataset.file
 
 
 def _automatic(dataset: Dataset, cache: Path, note: Say) -> tuple[Archive, str]:
@@ -464,7 +433,7 @@ def _cached(path: Path, dataset: Dataset, note: Say) -> Archive | None:
     try:
         return open_archive(path, dataset)
     except InputError as error:
-        rejected = path.with_name(f"{path.name}.rejected-{_digest(path, 'sha256')[:8]}")
+        rejected = path.with_name(f"{path.name}.rejected-{digest_of(path, 'sha256')[:8]}")
         path.replace(rejected)
         note(f"{error} It was set aside as {rejected.name}.")
         return None
@@ -486,55 +455,25 @@ def _from_site(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
             break
     else:
         return None
-    if (md5 := _digest(part, "md5")) != dataset.md5:  # the members decide, but this deserves a word
+    md5 = digest_of(part, "md5")
+    if dataset.md5 and md5 != dataset.md5:  # the members decide, but this deserves a word
         note(f"{dataset.url} was packed anew (md5 {md5}, not {dataset.md5}); its members are the pinned ones.")
+    if not dataset.md5 and not _as_published(dataset, md5, note):
+        part.unlink()
+        return None
     return open_archive(part.replace(cache / dataset.file), dataset)
 
 
-def _transient(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    return isinstance(error, (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
-
-
-def download(url: str, part: Path) -> None:
-    """Stream a URL to ``part``, going on where an earlier attempt stopped; shows progress on a terminal.
-
-    A broken connection or a server error is tried again with growing pauses; a host that can't be reached at all is
-    not, so that a mirror can take over at once.
-
-    Raises
-    ------
-    httpx.HTTPError : the last attempt's failure; what was received stays in ``part``.
-    """
-    for attempt in Retrying(
-        retry=retry_if_exception(_transient), stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_exponential(multiplier=0.5, max=8), reraise=True,
-    ):  # fmt: skip
-        with attempt:
-            _download_once(url, part)
-
-
-def _download_once(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with (
-        httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        if response.status_code == 416:  # nothing beyond what we have: complete, or not the same file
-            return
-        response.raise_for_status()
-        resuming = response.status_code == 206
-        length = response.headers.get("Content-Length")
-        total = int(length) + have * resuming if length else None
-        task = progress.add_task(PurePosixPath(url).name, total=total, completed=have * resuming)
-        with part.open("ab" if resuming else "wb") as out:
-            for chunk in response.iter_raw():  # as received: a larger buffer would be lost with the connection
-                out.write(chunk)
-                progress.advance(task, len(chunk))
+def _as_published(dataset: Dataset, md5: str, note: Say) -> bool:
+    """Whether a download has the checksum that the publisher states beside it today."""
+    try:
+        stated = published_md5(dataset.url)
+    except httpx.HTTPError as error:
+        note(f"{dataset.url}.md5 can't be read ({(str(error) or type(error).__name__).splitlines()[0]}).")
+        return True
+    if stated != md5:
+        note(f"{dataset.url} came with md5 {md5}, but its publisher states {stated}; it was thrown away.")
+    return stated == md5
 
 
 def _from_mirror(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
@@ -565,18 +504,18 @@ def _from_mirror(dataset: Dataset, cache: Path, note: Say) -> Archive | None:
 
 def _find_graph(dataset: Dataset, found: Archive, cache: Path, note: Say) -> Archive | None:
     """The archive that holds the film graph: the one at hand, the cache, the mirror; None when it can't be had."""
-    if not any(layout.graph for layout in dataset.layouts.values()):
+    if not any("graph" in layout.facts for layout in dataset.layouts.values()):
         return None
     routes: list[Callable[[], Archive | None]] = [lambda: found, partial(_from_mirror, dataset, cache, note)]
     if dataset.mirror is not None:
         routes.insert(1, partial(_cached, cache / dataset.mirror.file, dataset, note))
     for route in routes:
         archive = route()
-        if archive is None or archive.layout.graph is None:
+        if archive is None or "graph" not in archive.layout.facts:
             continue
         try:
-            archive.read(archive.layout.graph_members)
-        except (InputError, KeyError, *_UNREADABLE) as error:
+            archive.folder.read(archive.layout.extras)
+        except (InputError, KeyError, *UNREADABLE) as error:
             note(f"The film graph in {archive.path.name} is unusable: {error}")
             continue
         return archive

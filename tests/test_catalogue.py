@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from recsys_utils import catalogue
+from recsys_utils.catalogue import Facts, Source, merge
 from recsys_utils.interfaces import InputError, Scale
 
 
@@ -20,19 +21,16 @@ def films() -> pd.DataFrame:
     )
 
 
-def facts(*rows: tuple[str, str, str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["item_id", "relation", "entity"])
-
-
-GRAPH = facts(
-    ("9", "film.film.actor", "m.b"),
-    ("9", "film.film.actor", "m.a"),
-    ("9", "film.film.actor", "m.a"),  # said twice: one token
-    ("9", "film.film.award_won", "m.prize"),  # not part of the soup
-    ("9", "film.actor.film", "m.c"),  # an inverse relation: not a fact about this film
-    ("1", "film.film.subjects", "m.s"),
-    ("1", "film.film.written_by", "m.w"),
-    ("77", "film.film.actor", "m.z"),  # a film the catalogue does not hold
+GRAPH = Facts(
+    Source("graph", "CC BY", "Freebase"),
+    pd.DataFrame(
+        {
+            "item_id": ["9", "1", "77"],  # the last is a film the catalogue does not hold
+            "actors": [["m.a", "m.b"], [], ["m.z"]],
+            "keywords": [None, ["m.s"], None],
+            "writers": [[], ["m.w"], []],
+        }
+    ),
 )
 
 
@@ -44,7 +42,7 @@ def ratings(**changes: object) -> pd.DataFrame:
 
 
 def test_rows_come_in_natural_order_with_all_columns() -> None:
-    items = catalogue.build(films(), GRAPH)
+    items = merge(films(), [GRAPH]).items
     assert items.columns.tolist() == catalogue.COLUMNS
     assert items["item_id"].tolist() == ["1", "9", "10"]
     assert items["genres"].tolist() == [["Film-Noir", "Drama"], [], ["War"]]
@@ -57,14 +55,14 @@ def test_rows_come_in_natural_order_with_all_columns() -> None:
 
 
 def test_without_graph_only_genres_remain() -> None:
-    items = catalogue.build(films(), None)
+    items = merge(films()).items
     assert items["actors"].tolist() == [[], [], []]
     assert items["genres"].tolist() == [["Film-Noir", "Drama"], [], ["War"]]
 
 
 def test_what_the_films_bring_is_kept() -> None:
     rich = films().assign(overview=["a", "b", "c"], actors=[["x"], [], ["y"]], imdb_id=["tt1", None, "tt2"])
-    items = catalogue.build(rich, None)
+    items = merge(rich).items
     assert items["overview"].tolist() == ["c", "b", "a"]
     assert items["actors"].tolist() == [["y"], [], ["x"]]
     assert items["imdb_id"].fillna("-").tolist() == ["tt2", "-", "tt1"]
@@ -73,11 +71,11 @@ def test_what_the_films_bring_is_kept() -> None:
 def test_an_id_stands_for_one_film() -> None:
     twice = pd.concat([films(), films().head(1)])
     with pytest.raises(InputError, match="'10' stands for two films"):
-        catalogue.build(twice, None)
+        merge(twice)
 
 
 def test_coverage_counts_films_and_weighs_ratings() -> None:
-    items = catalogue.build(films(), GRAPH)
+    items = merge(films(), [GRAPH]).items
     table = catalogue.coverage(items, ratings()).set_index("field")
     assert table.loc["actors", ["films", "share_of_ratings"]].tolist() == [1, 1 / 2]  # film 9: one of two ratings
     assert table.loc["genres", "share_of_films"] == 2 / 3
@@ -85,7 +83,7 @@ def test_coverage_counts_films_and_weighs_ratings() -> None:
 
 
 def test_good_tables_pass() -> None:
-    catalogue.check(ratings(), catalogue.build(films(), GRAPH), Scale(1, 5), "ml_")
+    catalogue.check(ratings(), merge(films(), [GRAPH]).items, Scale(1, 5), "ml_")
 
 
 @pytest.mark.parametrize(
@@ -101,16 +99,38 @@ def test_good_tables_pass() -> None:
     ],
 )
 def test_bad_ratings_are_named(table: pd.DataFrame, says: str) -> None:
-    items = catalogue.build(films(), GRAPH)
+    items = merge(films(), [GRAPH]).items
     with pytest.raises(InputError, match=says):
         catalogue.check(table, items, Scale(1, 5), "ml_")
 
 
 def test_bad_items_are_named() -> None:
-    items = catalogue.build(films(), GRAPH)
+    items = merge(films(), [GRAPH]).items
     with pytest.raises(InputError, match="natural order"):
         catalogue.check(ratings(), items.iloc[::-1], Scale(1, 5), "ml_")
     with pytest.raises(InputError, match="genres"):
         catalogue.check(ratings(), items.assign(genres="War"), Scale(1, 5), "ml_")
     with pytest.raises(InputError, match="year"):
         catalogue.check(ratings(), items.assign(year=pd.array([1, 2, 3], dtype="Int64")), Scale(1, 5), "ml_")
+
+
+def test_a_field_comes_whole_from_the_first_source_that_has_it() -> None:
+    first = Facts(Source("ids", "", "Names"), pd.DataFrame({"item_id": ["9", "10"], "tmdb_id": ["99", None]}))
+    tmdb = pd.DataFrame({"tmdb_id": ["99"], "genres": [["Comedy"]], "actors": [["Z"]], "overview": ["Nine lives."]})
+    tmdb_facts = Facts(Source("tmdb", "", "TMDB"), tmdb, key="tmdb_id", ordered=True)
+    unused = Facts(Source("unused", "", "Nobody"), pd.DataFrame({"item_id": ["1"], "genres": [["War"]]}))
+    got = merge(films(), [first, tmdb_facts, GRAPH, unused])
+    nine = got.items.set_index("item_id").loc["9"]
+    assert (nine["genres"], nine["actors"], nine["overview"]) == (["Comedy"], ["Z"], "Nine lives.")
+    assert merge(films(), [first, GRAPH, tmdb_facts]).items["actors"].tolist()[1] == ["m.a", "m.b"]
+    assert got.origin.values.tolist() == [
+        ["ids", "tmdb_id", 1],
+        ["tmdb", "genres", 1],
+        ["tmdb", "actors", 1],
+        ["tmdb", "overview", 1],
+        ["graph", "keywords", 1],
+        ["graph", "writers", 1],
+    ]
+    assert got.meta()["attribution"] == ["Names", "TMDB", "Freebase"]  # who added nothing is not named
+    assert got.has_billing_order
+    assert not merge(films(), [GRAPH]).has_billing_order

@@ -14,8 +14,9 @@ import httpx
 import pandas as pd
 import pytest
 
-from recsys_utils import datasets
-from recsys_utils.datasets import Dataset, Fetched, Member, Wheel, fetch, fetch_command
+from recsys_utils import archives, datasets, movielens
+from recsys_utils.archives import Member
+from recsys_utils.datasets import Dataset, Fetched, Wheel, fetch, fetch_command
 from recsys_utils.interfaces import InputError
 
 GENRES = ["unknown", "Action", "Children's", "Film-Noir", "Sci-Fi"]
@@ -59,6 +60,7 @@ class Site:
     """A web server that serves one file, can break off, and remembers what was asked for."""
 
     content: bytes = b""
+    beside: bytes | None = None  # what URL.md5 says
     break_after: int | None = None
     status: int | None = None
     ranges: list[str | None] = field(default_factory=list)
@@ -71,6 +73,12 @@ def site() -> Iterator[Site]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.endswith(".md5"):
+                self.send_response(200 if state.beside else 404)
+                self.send_header("Content-Length", str(len(state.beside or b"")))
+                self.end_headers()
+                self.wfile.write(state.beside or b"")
+                return
             asked = self.headers.get("Range")
             state.ranges.append(asked)
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
@@ -106,7 +114,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Dataset
     wheel = replace(
         real.layouts["recbole wheel"],
         members=pins(WHEEL, "ml-100k.inter", "ml-100k.item"),
-        graph_members=pins(WHEEL, "ml-100k.kg", "ml-100k.link"),
+        extras=pins(WHEEL, "ml-100k.kg", "ml-100k.link"),
     )
     entry = replace(
         real,
@@ -117,7 +125,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Dataset
     )
     monkeypatch.setitem(datasets.REGISTRY, "ml-100k", entry)
     monkeypatch.setattr(datasets, "_from_mirror", lambda *_: None)
-    monkeypatch.setattr(datasets, "wait_exponential", lambda **_: lambda state: 0)
+    monkeypatch.setattr(archives, "wait_exponential", lambda **_: lambda state: 0)
     return entry
 
 
@@ -259,7 +267,7 @@ class TestBadFile:
 def test_missing_archive_and_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no archive"):
         fetch("ml-100k", archive=tmp_path / "none.zip", raw=tmp_path)
-    with pytest.raises(InputError, match="'ml-100'; known are: ml-100k, smoke"):
+    with pytest.raises(InputError, match="'ml-100'; known are: ml-100k, ml-10m, "):
         fetch("ml-100", raw=tmp_path)
     with pytest.raises(InputError, match="generated"):
         fetch("smoke", archive=tmp_path / "x.zip", raw=tmp_path)
@@ -293,8 +301,8 @@ def test_complete_leftover_needs_no_byte_more(tiny: Dataset, site: Site, tmp_pat
 def test_server_errors_are_retried_client_errors_are_not(site: Site, tmp_path: Path, tiny: Dataset) -> None:
     site.status = 503
     with pytest.raises(httpx.HTTPStatusError):
-        datasets.download(site.url, tmp_path / "x.part")
-    assert len(site.ranges) == datasets._ATTEMPTS
+        archives.download(site.url, tmp_path / "x.part")
+    assert len(site.ranges) == archives._ATTEMPTS
     site.ranges.clear()
     site.status = 404
     with pytest.raises(InputError, match=r"can't be fetched\. .*404.*--archive FILE\.zip"):
@@ -357,15 +365,131 @@ def test_fetch_command_keeps_a_verified_copy(tiny: Dataset, tmp_path: Path) -> N
     assert "nothing to fetch" in fetch_command("smoke", None, raw=tmp_path)
 
 
-def test_registry_states_terms_and_pins_for_every_set() -> None:
+def test_registry_states_terms_and_checksums_for_every_set() -> None:
     for entry in datasets.REGISTRY.values():
         assert entry.licence
         assert entry.cite
         assert bool(entry.url) != bool(entry.synthetic)
         for layout in entry.layouts.values():
-            for pin in (*layout.members.values(), *layout.graph_members.values()):
-                assert len(pin.sha256) == 64
-                assert pin.size > 0
+            assert layout.pinned or entry.md5 or entry.name == "ml-latest", "only that edition moves"
+            for pin in (*layout.members.values(), *layout.extras.values()):
+                assert (len(pin.digest), pin.size > 0) in {(64, True), (32, True), (0, False)}
+
+
+MOVIES_CSV = (
+    'movieId,title,genres\r\n1,Toy Story (1995),Adventure|Animation\r\n11,"Été, ""L\'"" (1995)",(no genres listed)\r\n'
+)
+RATINGS_CSV = "userId,movieId,rating,timestamp\r\n7,11,0.5,964982703\r\n10,1,5.0,964982704\r\n"
+LATER = {
+    "ratings.csv": RATINGS_CSV.encode(),
+    "movies.csv": MOVIES_CSV.encode(),
+    "links.csv": b"movieId,imdbId,tmdbId\r\n1,0114709,862\r\n11,0112346,\r\n",
+    "tags.csv": b'userId,movieId,tag,timestamp\r\n7,1,Pixar,1\r\n8,1,pixar ,2\r\n8,1,"fun, toys",2\r\n',
+}
+RATINGS_DAT = b"7::11::0.5::964982703\n10::1::5::964982704\n"
+TWO_RATINGS = [("ml_7", "11", 0.5, 964982703), ("ml_10", "1", 5.0, 964982704)]
+
+
+def two_ratings(got: datasets.Tables) -> None:
+    assert list(got.ratings.itertuples(index=False, name=None)) == TWO_RATINGS
+    assert got.ratings.dtypes.map(str).tolist()[2:] == ["float32", "int64"]
+    assert got.items["title"].tolist() == ["Toy Story", 'Été, "L\'"']
+    assert got.items["year"].tolist() == [1995, 1995]
+    assert got.items["genres"].tolist() == [["Adventure", "Animation"], []]
+
+
+def test_latest_takes_any_edition_and_records_it(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "mine.zip", LATER, "ml-latest/")
+    got = fetch("ml-latest", archive=archive, raw=tmp_path / "raw")
+    tables = got.tables()
+    two_ratings(tables)
+    assert tables.items["imdb_id"].tolist() == ["tt0114709", "tt0112346"]
+    assert tables.items["tmdb_id"].fillna("-").tolist() == ["862", "-"]
+    assert tables.items["keywords"].tolist() == [["fun, toys", "pixar"], []]  # tags in lower case, each once
+    assert got.hashes == {"mine.zip": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    assert [s.name for s in tables.catalogue.sources] == ["links", "tags"]
+
+
+def test_genome_tags_come_before_peoples_own(tmp_path: Path) -> None:
+    genome = {
+        "genome-tags.csv": b"tagId,tag\n1,toys\n2,noir\n",
+        "genome-scores.csv": b"movieId,tagId,relevance\n1,1,0.95\n1,2,0.05\n11,2,0.79\n",
+    }
+    got = fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | genome, ""), raw=tmp_path).tables()
+    assert got.items["keywords"].tolist() == [["toys"], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "extra"), [("ml-1m", "latin-1", "users.dat"), ("ml-10m", "utf-8", "tags.dat")]
+)
+def test_colons_separate_the_older_sets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, encoding: str, extra: str
+) -> None:
+    movies = 'Toy Story (1995)::Adventure|Animation\n11::Été, "L\'" (1995)::(no genres listed)\n'
+    files = {"ratings.dat": RATINGS_DAT, "movies.dat": f"1::{movies}".encode(encoding), extra: b"7::1::a::b::3\n"}
+    archive = pack(tmp_path / "mine.zip", files, "any/")
+    with pytest.raises(InputError, match=f"not the published {name}.zip: md5 expected {datasets.REGISTRY[name].md5}"):
+        fetch(name, archive=archive, raw=tmp_path)
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(datasets.REGISTRY, name, replace(datasets.REGISTRY[name], md5=md5))
+    got = fetch(name, archive=archive, raw=tmp_path).tables()
+    two_ratings(got) if name == "ml-10m" else None
+    assert got.items["title"].tolist() == ["Toy Story", 'Été, "L\'"']
+    assert got.items["keywords"].tolist()[0] == ([] if name == "ml-1m" else ["a::b"])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "says"),
+    [
+        ({"ratings.csv": b"user,film,stars\n1,2,3\n"}, "must begin with 'userId,movieId,rating,timestamp'"),
+        ({"ratings.csv": RATINGS_CSV.replace("5.0", "five").encode()}, "no table of ratings: .*five"),
+        ({"ratings.csv": RATINGS_CSV.encode() + b"1,2,3,4,5\r\n"}, "no table of ratings"),
+        ({"ratings.csv": b"userId,movieId,rating,timestamp\r\n" + bytes(300_000_000)}, "would unpack to 300,000,0"),
+        ({"movies.csv": b"movieId,title\n1,A\n"}, "movies.csv lacks the column.s. genres"),
+        ({"movies.csv": b"\xff\xfe\x00"}, "movies.csv can't be read as CSV"),
+        ({"links.csv": b""}, "links.csv can't be read as CSV"),
+    ],
+)
+def test_an_edition_that_is_none_is_refused(tmp_path: Path, spoilt: dict[str, bytes], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | spoilt, ""), raw=tmp_path).tables()
+
+
+@pytest.mark.parametrize(("stated", "source"), [("right", "official site"), ("wrong", ""), ("none", "official site")])
+def test_a_moving_edition_is_checked_against_the_checksum_beside_it(
+    monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path, stated: str, source: str
+) -> None:
+    site.content = pack(tmp_path / "served.zip", LATER, "").read_bytes()
+    monkeypatch.setitem(datasets.REGISTRY, "ml-latest", replace(datasets.REGISTRY["ml-latest"], url=site.url))
+    md5 = hashlib.md5(site.content).hexdigest() if stated == "right" else "0" * 32
+    site.beside = b"" if stated == "none" else f"MD5 (ml-latest.zip) = {md5}\n".encode()
+    if not source:
+        with pytest.raises(InputError, match="publisher states 0000"):
+            fetch("ml-latest", raw=tmp_path / "raw")
+        assert not any((tmp_path / "raw" / "ml-latest").iterdir())
+        return
+    got = fetch("ml-latest", raw=tmp_path / "raw")
+    assert got.source == source
+    assert len(got.notes) == (stated == "none")
+
+
+def test_latest_small_is_read_as_published(shared_data: Path, tmp_path: Path) -> None:
+    got = fetch("ml-latest-small", archive=shared_data / "ml-latest-small.zip", raw=tmp_path)
+    tables = got.tables()
+    datasets.catalogue.check(tables.ratings, tables.items, got.dataset.scale, got.dataset.prefix)
+    assert (len(tables.ratings), len(tables.items)) == (100_836, 9_742)  # its README
+    assert tables.items["tmdb_id"].isna().sum() == 8
+    assert set(got.hashes) == {"ratings.csv", "movies.csv", "links.csv", "tags.csv"}
+    assert "pixar" in tables.items["keywords"][0]
+
+
+def test_real_films_of_1m_and_10m_are_read_whole(shared_data: Path) -> None:
+    for name, films, accented in (("1m", 3_883, "Misérables, Les"), ("10m", 10_681, "Misérables, Les")):
+        [folder] = archives.folders_with(shared_data / f"ml-{name}-partial.zip", ["movies.dat"])
+        table = movielens.films_dat(folder.read({"movies.dat": Member()}))
+        assert len(table) == films
+        assert table["year"].notna().all()
+        assert accented in set(table["title"])
 
 
 def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None:
@@ -392,6 +516,6 @@ def test_readme_lists_the_pinned_checksums() -> None:
         if entry.mirror:
             rows[entry.mirror.file] = entry.mirror.sha256
         for layout in entry.layouts.values():
-            rows |= {n: p.sha256 for n, p in (*layout.members.items(), *layout.graph_members.items())}
+            rows |= {n: p.digest for n, p in (*layout.members.items(), *layout.extras.items()) if p.digest}
         for name, checksum in rows.items():
             assert any(name in line and checksum in line for line in listed.splitlines()), name

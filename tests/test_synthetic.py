@@ -33,7 +33,7 @@ def test_the_same_every_time(data: Synthetic) -> None:
 
 
 def test_passes_the_checks_of_real_data(data: Synthetic) -> None:
-    catalogue.check(data.ratings, catalogue.build(data.items, None), Scale(1, 5), "smoke_")
+    catalogue.check(data.ratings, catalogue.merge(data.items).items, Scale(1, 5), "smoke_")
     assert data.items["title"].is_unique
     assert abs(len(data.ratings) - SMOKE.ratings) < 0.02 * SMOKE.ratings
     assert data.ratings.groupby("user_id").size().min() == SMOKE.min_ratings
