@@ -99,19 +99,29 @@ def fetch(
 
 @app.command()
 def recommend(
-    ratings: Annotated[str, typer.Option(metavar="FILE|-", help="title,year,rating or item_id,rating; - = stdin")],
+    ratings: Annotated[
+        str, typer.Option(metavar="FILE|-", help="title,year,rating, an export of IMDb, Letterboxd ...; - = stdin")
+    ],
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
     n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
     format_: Annotated[Format, typer.Option("--format", help="table, csv or json")] = Format.table,
     explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
+    scale: Annotated[str, typer.Option(metavar="LO-HI", help="scale of the file's ratings, such as 1-10")] = "",
+    review: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="films not found are listed there; fill in and run again")
+    ] = None,
 ) -> None:
     """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
     from recsys_utils.bundle import Bundle
+    from recsys_utils.exports import parse_scale
     from recsys_utils.recommender import recommend_file
 
     folder = bundle or _newest_bundle()
     opened = Bundle.open(folder)
-    films, understood = recommend_file(opened.ladder, opened.scale, ratings, n, explain=explain)
+    source_scale = parse_scale(scale) if scale else None
+    films, understood = recommend_file(
+        opened.ladder, opened.scale, ratings, n, explain=explain, source_scale=source_scale, review=review
+    )
     print(textwrap.fill(f"{understood} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
     if format_ is Format.csv:
         films.to_csv(sys.stdout, index=False, float_format="%.6f", lineterminator="\n")

@@ -167,15 +167,18 @@ def blend_from(choice: Mapping[str, Any], items: pd.DataFrame, has_billing_order
 
 
 def recommend_file(
-    ladder: Ladder, scale: Scale, ratings: str | Path, n: int = 10, *, explain: bool = False
-) -> tuple[pd.DataFrame, str]:
+    ladder: Ladder, scale: Scale, ratings: str | Path, n: int = 10, *, explain: bool = False,
+    source_scale: Scale | None = None, review: Path | None = None,
+) -> tuple[pd.DataFrame, str]:  # fmt: skip
     """Recommendations for a file of own ratings ("-" = standard input), and a paragraph on what was understood of it.
+
+    ``source_scale`` and ``review`` are those of :func:`own_ratings.read`.
 
     Raises
     ------
     InputError : the file can't be used, see :func:`own_ratings.read`; n < 1.
     """
-    own = own_ratings.read(ratings, ladder.items, scale)
+    own = own_ratings.read(ratings, ladder.items, scale, source_scale=source_scale, review=review)
     profile = own.profile(ladder.items[ITEM].tolist())
     return ladder.recommend(profile, [ME], n, explain=explain), own.report
 

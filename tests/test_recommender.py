@@ -237,6 +237,12 @@ def test_a_file_of_own_ratings(items: pd.DataFrame, train: Interactions, tmp_pat
     pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5, 9: 2}), ["me"], n=2))
     assert "2 rating(s) matched" in understood
     assert "No such film" in understood
+    file.write_text("title,year,rating\nFilm 2,1952,10\nNo such film,2001,4\n", encoding="utf-8")
+    review = tmp_path / "review.csv"
+    found, understood = recommend_file(rows, train.scale, file, n=2, source_scale=Scale(1, 10), review=review)
+    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5}), ["me"], n=2))
+    assert "scale 1-10 mapped onto 1-5" in understood
+    assert "No such film" in review.read_text(encoding="utf-8")
 
 
 def test_a_list_needs_a_length(items: pd.DataFrame, train: Interactions) -> None:
