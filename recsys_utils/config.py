@@ -18,6 +18,10 @@ class _Section(BaseModel):
 class Dataset(_Section):
     name: str
     archive: str = ""
+    links: str = ""
+    review: str = ""
+    merge_doubles: bool = False
+    catalogue: list[str] = ["genome", "tags", "graph"]
 
 
 class Ingest(_Section):
@@ -145,12 +149,21 @@ class Parameters(_Section):
         raise KeyError(stage)
 
 
-FILES = (("dataset", "archive"), ("10_export", "own_ratings"))
-"""Parameters that name a file of the user's; "" means none."""
+FILES = (
+    ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
+    ("10_export", "own_ratings"),
+)  # fmt: skip
+"""Parameters that name files of the user's; "" means none."""
+
+BUILT_IN = ("genome", "tags", "graph")
+"""What dataset.catalogue may hold besides files."""
 
 
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:
     """Read a parameter file, apply ``key=value`` overrides (dotted keys, YAML values) and check the result.
+
+    A file may say ``extends: other.yaml`` (from its own folder) and then holds only what differs: sections are merged
+    key by key, everything else replaces what the other file says.
 
     With a project ``root``, files that parameters name are looked for from there, then from the current folder.
 
@@ -159,15 +172,7 @@ def load(path: Path, settings: list[str] | None = None, root: Path | None = None
     InputError : no such file, not YAML, an unknown or missing parameter, a value of the wrong type or range, or a
         parameter that names a file which is not there.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        raise InputError(f"There is no parameter file {path}; {path.parent} holds: {known}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} must be a mapping of parameters; found {type(raw).__name__}.")
+    raw = _read(path, ())
     for setting in settings or []:
         _override(raw, setting)
     if root is not None:
@@ -178,16 +183,53 @@ def load(path: Path, settings: list[str] | None = None, root: Path | None = None
         raise InputError(_explain(path, error)) from None
 
 
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping in a file, laid over that of the file it extends; ``above`` are the files that led here."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        why = f" ({above[-1]} extends it)" if above else ""
+        raise InputError(f"There is no parameter file {path}{why}; {path.parent} holds: {known}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} must be a mapping of parameters; found {type(raw).__name__}.")
+    if "extends" not in raw:
+        return raw
+    base = raw.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{path}: extends takes the name of a parameter file; found {base!r}.")
+    if path.parent / base in (*above, path):
+        raise InputError(f"{path} extends {base}, which leads back to itself.")
+    return _laid_over(_read(path.parent / base, (*above, path)), raw)
+
+
+def _laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = base | top
+    for key in base.keys() & top.keys():
+        if isinstance(base[key], dict) and isinstance(top[key], dict):
+            merged[key] = base[key] | top[key]
+    return merged
+
+
 def _locate_files(raw: dict[str, Any], root: Path) -> None:
     """Rewrite file parameters so that they count from the project root wherever possible."""
     for section, key in FILES:
         value = raw[section].get(key) if isinstance(raw.get(section), dict) else None
-        if not isinstance(value, str) or not value or (root / value).is_file():
-            continue
-        here = Path(value).resolve()
-        if not here.is_file():
-            raise InputError(f"{section}.{key}: there is no file {value} (looked in {root} and {Path.cwd()}).")
-        raw[section][key] = here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
+        if isinstance(value, str):
+            raw[section][key] = _located(value, f"{section}.{key}", root)
+        elif isinstance(value, list):
+            raw[section][key] = [_located(v, f"{section}.{key}", root) if isinstance(v, str) else v for v in value]
+
+
+def _located(value: str, key: str, root: Path) -> str:
+    if not value or (key == "dataset.catalogue" and value in BUILT_IN) or (root / value).is_file():
+        return value
+    here = Path(value).resolve()
+    if not here.is_file():
+        raise InputError(f"{key}: there is no file {value} (looked in {root} and {Path.cwd()}).")
+    return here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
 
 
 def _override(raw: dict[str, Any], setting: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pandas as pd
 
-from recsys_utils import catalogue, movielens, synthetic
+from recsys_utils import movielens, synthetic
 from recsys_utils.archives import (
     UNREADABLE,
     Folder,
@@ -31,7 +31,6 @@ from recsys_utils.archives import (
     folders_with,
     published_md5,
 )
-from recsys_utils.catalogue import Catalogue, Facts, Source
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.movielens import Layout
 
@@ -58,6 +57,7 @@ class Dataset:
     """An entry of the registry; a set without a url is generated.
 
     ``md5`` is the publisher's checksum of the zip; "" where the edition changes or the members are pinned instead.
+    ``own_ids`` says that item ids are not the movieIds of the later editions.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Dataset:
     md5: str = ""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     mirror: Wheel | None = None
+    own_ids: bool = False
     has_time: bool = True
     has_billing_order: bool = False
     synthetic: synthetic.Size | None = None
@@ -127,6 +128,7 @@ REGISTRY: dict[str, Dataset] = {
         _published("ml-100k", {}, 1, "0e33842e24a9c977be4e0107933c0723"),
         layouts={"official zip": movielens.ML_100K, "recbole wheel": movielens.ML_100K_WHEEL},
         mirror=_RECBOLE,
+        own_ids=True,
     ),
     "ml-latest-small": _published("ml-latest-small", {"official zip": movielens.ML_LATEST_SMALL}, terms=_OPEN),
     "ml-latest": _published("ml-latest", {"any edition": movielens.ML_CSV}),
@@ -233,36 +235,6 @@ def _remedy(dataset: Dataset) -> str:
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What a data set holds, in the study's columns.
-
-    Attributes
-    ----------
-    ratings : user_id (with prefix), item_id, rating float32, timestamp int64, in published order
-    catalogue : the films and where their facts come from; ``items`` are its films in natural order of item_id
-    truth : the generator's truth where the data are synthetic
-    """
-
-    ratings: pd.DataFrame
-    catalogue: Catalogue
-    truth: synthetic.Synthetic | None = None
-
-    @property
-    def items(self) -> pd.DataFrame:
-        return self.catalogue.items
-
-
-PROVIDERS = ("links", "genome", "tags", "graph")
-"""Sources of film facts inside the archives, in the order in which they are asked; genres come with the films."""
-
-_GRAPH_TERMS = Source(
-    name="graph",
-    licence="RecBole (MIT); facts from Freebase (CC BY 2.5), linked by KB4Rec; links as the MovieLens data",
-    attribution="Film graph: Freebase (CC BY 2.5) through KB4Rec (W. X. Zhao et al. 2019) and RecBole 1.2.1.",
-)
-
-
-@dataclass(frozen=True)
 class Fetched:
     """A data set at hand: verified archives (none for generated data), where they came from, what to know."""
 
@@ -287,21 +259,6 @@ class Fetched:
                 found[archive.path.name] = digest_of(archive.path, "sha256")
         return dict(sorted(found.items()))
 
-    def tables(self) -> Tables:
-        """Read or generate the tables; ratings go through a temporary parquet file, never whole through text."""
-        if self.dataset.synthetic is not None:
-            truth = synthetic.generate(self.dataset.synthetic)
-            return Tables(truth.ratings, catalogue.merge(truth.items), truth)
-        assert self.archive is not None
-        layout, folder = self.archive.layout, self.archive.folder
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "ratings.parquet"
-            self.ratings_to(target)
-            ratings = pd.read_parquet(target)
-        others = [name for name in layout.members if name != next(iter(layout.members))]
-        films = layout.films(folder.read(self.archive.pins(others)))
-        return Tables(ratings, catalogue.merge(films, self.facts()))
-
     def ratings_to(self, target: Path) -> None:
         """Stream the ratings to a parquet file; InputError when they aren't what the layout says."""
         assert self.archive is not None
@@ -309,17 +266,6 @@ class Fetched:
         with tempfile.TemporaryDirectory() as scratch:
             text = self.archive.folder.copy(name, pin, Path(scratch) / name)
             self.archive.layout.ratings.to_parquet(text, target, self.dataset.prefix)
-
-    def facts(self) -> list[Facts]:
-        """What the archives say about films, in the order of ``PROVIDERS``."""
-        found = []
-        for name in PROVIDERS:
-            for archive in (self.archive, self.graph):
-                if archive is not None and name in archive.sources():
-                    terms = Source(name, self.dataset.licence, f"{self.dataset.name} {name}: {self.dataset.cite}")
-                    found.append(Facts(_GRAPH_TERMS if name == "graph" else terms, archive.facts(name)))
-                    break
-        return found
 
     def meta(self) -> dict[str, Any]:
         """The part of meta.json that describes the data set."""
@@ -329,7 +275,6 @@ class Fetched:
             "scale": {"lo": d.scale.lo, "hi": d.scale.hi, "liked_override": d.scale.liked_override},
             "user_prefix": d.prefix,
             "has_time": d.has_time,
-            "has_billing_order": d.has_billing_order,
             "licence": d.licence,
             "may_redistribute": d.may_redistribute,
             "cite": d.cite,
@@ -355,8 +300,8 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     ------
     InputError : unknown name, an unusable given archive, or no route led to the data.
 
-    >>> fetch("smoke", raw=Path("unused")).tables().ratings.columns.tolist()
-    ['user_id', 'item_id', 'rating', 'timestamp']
+    >>> fetch("smoke", raw=Path("unused")).source
+    'generated'
     """
     dataset = describe(name)
     archive = archive.expanduser() if archive is not None else None

@@ -290,3 +290,5 @@ ML_32M = replace(
     },
     extras={},
 )
+ML_LINKS = replace(ML_CSV, members={"links.csv": Member(), "movies.csv": Member()})
+"""A later edition as a source of ids: its ratings may be missing."""

@@ -215,8 +215,9 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
         made[lock.name] = _sha256(lock)
     for name, value in {"seed": plan.seed, **plan.parameters[stage]}.items():
         made[f"parameter {name}"] = json.dumps(value, sort_keys=True)
-        if isinstance(value, str) and value and (plan.root / value).is_file():
-            made[f"file {value}"] = _sha256(plan.root / value)
+        for file in value if isinstance(value, list) else [value]:
+            if isinstance(file, str) and file and (plan.root / file).is_file():
+                made[f"file {file}"] = _sha256(plan.root / file)
     for upstream in plan.needs[stage]:
         made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
     return made

@@ -74,6 +74,46 @@ def test_sections_hold_what_the_file_says() -> None:
     raw = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
     parameters = config.load(SMOKE)
     assert parameters.for_stage("02_content_tfidf") == raw["02_content_tfidf"]
-    assert parameters.for_stage("01_ingest") == raw["01_ingest"] | {"dataset_name": "smoke", "dataset_archive": ""}
+    assert parameters.for_stage("01_ingest") == raw["01_ingest"] | {
+        f"dataset_{name}": value for name, value in parameters.dataset.model_dump().items()
+    }
     with pytest.raises(KeyError):
         parameters.for_stage("99_nothing")
+
+
+def test_a_file_that_extends_another_holds_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(SMOKE.read_text(encoding="utf-8"))
+    (tmp_path / "top.yaml").write_text(
+        "extends: base.yaml\nseed: 3\ndataset: {archive: x.zip}\n07_diversity: {ratios: [0.5]}\n"
+    )
+    base, top = config.load(tmp_path / "base.yaml"), config.load(tmp_path / "top.yaml", ["10_export.list_length=4"])
+    assert (top.seed, top.dataset.name, top.dataset.archive) == (3, "smoke", "x.zip")
+    assert top.diversity.ratios == [0.5]  # a list replaces, a section is merged
+    assert top.diversity.max_loss == base.diversity.max_loss
+    assert top.export.list_length == 4
+    assert top.alpha == base.alpha
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: none.yaml", r"no parameter file .*none\.yaml \(.*p\.yaml extends it\)"),
+        ("extends: p.yaml", "leads back to itself"),
+        ("extends: q.yaml", "leads back to itself"),
+        ("extends: [a]", r"takes the name of a parameter file; found \['a'\]"),
+        ("extends: .", "no parameter file"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "q.yaml").write_text("extends: p.yaml")
+    with pytest.raises(InputError, match=message):
+        config.load(tmp_path / "p.yaml")
+
+
+def test_sources_of_film_facts_are_names_or_files(tmp_path: Path) -> None:
+    (tmp_path / "keywords.csv").write_text("id,keywords\n")
+    found = config.load(SMOKE, [f"dataset.catalogue=[tags, {tmp_path / 'keywords.csv'}]"], root=tmp_path)
+    assert found.dataset.catalogue == ["tags", str(tmp_path / "keywords.csv")]
+    with pytest.raises(InputError, match=r"dataset\.catalogue: there is no file tgas"):
+        config.load(SMOKE, ["dataset.catalogue=[tgas]"], root=ROOT)

@@ -14,7 +14,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from recsys_utils import archives, datasets, movielens
+from recsys_utils import archives, catalogue, datasets, ingest, movielens
 from recsys_utils.archives import Member
 from recsys_utils.datasets import Dataset, Fetched, Wheel, fetch, fetch_command
 from recsys_utils.interfaces import InputError
@@ -130,14 +130,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Dataset
 
 
 def same(a: Fetched, b: Fetched) -> None:
-    left, right = a.tables(), b.tables()
+    left, right = ingest.build(a), ingest.build(b)
     pd.testing.assert_frame_equal(left.ratings, right.ratings)
     columns = ["item_id", "title", "year", "genres"]
     pd.testing.assert_frame_equal(left.items[columns], right.items[columns])
 
 
 def test_official_layout_is_read_as_published(tiny: Dataset, tmp_path: Path) -> None:
-    got = fetch("ml-100k", archive=pack(tmp_path / "a.zip", OFFICIAL), raw=tmp_path / "raw").tables()
+    got = ingest.build(fetch("ml-100k", archive=pack(tmp_path / "a.zip", OFFICIAL), raw=tmp_path / "raw"))
     assert got.ratings["user_id"].tolist() == ["ml_196", "ml_22", "ml_22"]
     assert got.ratings["rating"].tolist() == [3, 5, 1]
     assert got.ratings["timestamp"].tolist() == [881250949, 878887116, 878887116]
@@ -169,18 +169,18 @@ def test_the_folder_inside_may_have_any_name_and_nothing_is_unpacked(
     inner = tmp_path / "only"
     inner.mkdir()
     archive = pack(inner / "x.zip", OFFICIAL, folder)
-    fetch("ml-100k", archive=archive, raw=inner / "raw").tables()
+    ingest.build(fetch("ml-100k", archive=archive, raw=inner / "raw"))
     assert [p.name for p in inner.rglob("*")] == ["x.zip"]
     assert not (tmp_path / "up").exists()
 
 
 def test_graph_comes_with_the_wheel_and_can_be_absent(tiny: Dataset, tmp_path: Path) -> None:
     wheel = fetch("ml-100k", archive=pack(tmp_path / "b.whl", WHEEL, "recbole/"), raw=tmp_path / "raw")
-    assert wheel.tables().items["directors"].tolist() == [["m.d"], [], []]
-    assert wheel.tables().items["actors"].tolist() == [[], [], []]  # the film is the tail of that fact: an inverse
+    assert ingest.build(wheel).items["directors"].tolist() == [["m.d"], [], []]
+    assert ingest.build(wheel).items["actors"].tolist() == [[], [], []]  # the film is the tail of that fact: an inverse
     bare = fetch("ml-100k", archive=pack(tmp_path / "a.zip", OFFICIAL), raw=tmp_path / "raw")
     assert bare.meta()["graph"] == "absent"
-    assert bare.tables().items["directors"].tolist() == [[], [], []]
+    assert ingest.build(bare).items["directors"].tolist() == [[], [], []]
     assert any("film graph can't be had" in note for note in bare.meta()["notes"])
 
 
@@ -190,7 +190,7 @@ def test_graph_in_the_cache_serves_an_official_archive(tiny: Dataset, tmp_path: 
     got = fetch("ml-100k", archive=pack(tmp_path / "a.zip", OFFICIAL), raw=tmp_path / "raw")
     assert got.archive is not None
     assert got.archive.kind == "official zip"
-    assert got.tables().items["directors"].tolist() == [["m.d"], [], []]
+    assert ingest.build(got).items["directors"].tolist() == [["m.d"], [], []]
     assert set(got.hashes) == {"u.data", "u.item", "u.genre", "ml-100k.kg", "ml-100k.link"}
 
 
@@ -390,7 +390,7 @@ RATINGS_DAT = b"7::11::0.5::964982703\n10::1::5::964982704\n"
 TWO_RATINGS = [("ml_7", "11", 0.5, 964982703), ("ml_10", "1", 5.0, 964982704)]
 
 
-def two_ratings(got: datasets.Tables) -> None:
+def two_ratings(got: ingest.Tables) -> None:
     assert list(got.ratings.itertuples(index=False, name=None)) == TWO_RATINGS
     assert got.ratings.dtypes.map(str).tolist()[2:] == ["float32", "int64"]
     assert got.items["title"].tolist() == ["Toy Story", 'Été, "L\'"']
@@ -401,7 +401,7 @@ def two_ratings(got: datasets.Tables) -> None:
 def test_latest_takes_any_edition_and_records_it(tmp_path: Path) -> None:
     archive = pack(tmp_path / "mine.zip", LATER, "ml-latest/")
     got = fetch("ml-latest", archive=archive, raw=tmp_path / "raw")
-    tables = got.tables()
+    tables = ingest.build(got)
     two_ratings(tables)
     assert tables.items["imdb_id"].tolist() == ["tt0114709", "tt0112346"]
     assert tables.items["tmdb_id"].fillna("-").tolist() == ["862", "-"]
@@ -415,7 +415,7 @@ def test_genome_tags_come_before_peoples_own(tmp_path: Path) -> None:
         "genome-tags.csv": b"tagId,tag\n1,toys\n2,noir\n",
         "genome-scores.csv": b"movieId,tagId,relevance\n1,1,0.95\n1,2,0.05\n11,2,0.79\n",
     }
-    got = fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | genome, ""), raw=tmp_path).tables()
+    got = ingest.build(fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | genome, ""), raw=tmp_path))
     assert got.items["keywords"].tolist() == [["toys"], []]
 
 
@@ -432,7 +432,7 @@ def test_colons_separate_the_older_sets(
         fetch(name, archive=archive, raw=tmp_path)
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setitem(datasets.REGISTRY, name, replace(datasets.REGISTRY[name], md5=md5))
-    got = fetch(name, archive=archive, raw=tmp_path).tables()
+    got = ingest.build(fetch(name, archive=archive, raw=tmp_path))
     two_ratings(got) if name == "ml-10m" else None
     assert got.items["title"].tolist() == ["Toy Story", 'Été, "L\'"']
     assert got.items["keywords"].tolist()[0] == ([] if name == "ml-1m" else ["a::b"])
@@ -452,7 +452,7 @@ def test_colons_separate_the_older_sets(
 )
 def test_an_edition_that_is_none_is_refused(tmp_path: Path, spoilt: dict[str, bytes], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | spoilt, ""), raw=tmp_path).tables()
+        ingest.build(fetch("ml-latest", archive=pack(tmp_path / "mine.zip", LATER | spoilt, ""), raw=tmp_path))
 
 
 @pytest.mark.parametrize(("stated", "source"), [("right", "official site"), ("wrong", ""), ("none", "official site")])
@@ -475,8 +475,8 @@ def test_a_moving_edition_is_checked_against_the_checksum_beside_it(
 
 def test_latest_small_is_read_as_published(shared_data: Path, tmp_path: Path) -> None:
     got = fetch("ml-latest-small", archive=shared_data / "ml-latest-small.zip", raw=tmp_path)
-    tables = got.tables()
-    datasets.catalogue.check(tables.ratings, tables.items, got.dataset.scale, got.dataset.prefix)
+    tables = ingest.build(got)
+    catalogue.check(tables.ratings, tables.items, got.dataset.scale, got.dataset.prefix)
     assert (len(tables.ratings), len(tables.items)) == (100_836, 9_742)  # its README
     assert tables.items["tmdb_id"].isna().sum() == 8
     assert set(got.hashes) == {"ratings.csv", "movies.csv", "links.csv", "tags.csv"}
@@ -501,7 +501,7 @@ def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None
     raw = wheel.graph.path.parent.parent
     official = fetch("ml-100k", archive=shared_data / "ml-100k.zip", raw=raw)
     mirrored = fetch("ml-100k", archive=wheel.graph.path, raw=raw)
-    left, right = official.tables(), mirrored.tables()
+    left, right = ingest.build(official), ingest.build(mirrored)
     pd.testing.assert_frame_equal(left.ratings, right.ratings)
     pd.testing.assert_frame_equal(left.items, right.items)
     assert len(left.ratings) == 100_000

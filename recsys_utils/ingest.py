@@ -1,0 +1,180 @@
+"""From fetched archives to the tables a run starts from: ratings, films, and who said what about a film."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic
+from recsys_utils.archives import UNREADABLE, folders_with
+from recsys_utils.catalogue import Catalogue, Facts, Source
+from recsys_utils.config import BUILT_IN
+from recsys_utils.crosswalk import Crosswalk
+from recsys_utils.datasets import Archive, Fetched
+from recsys_utils.interfaces import ITEM, TIMESTAMP, USER, InputError
+
+_GRAPH = Source(
+    name="graph",
+    licence="RecBole (MIT); facts from Freebase (CC BY 2.5), linked by KB4Rec; links as the MovieLens data",
+    attribution="Film graph: Freebase (CC BY 2.5) through KB4Rec (W. X. Zhao et al. 2019) and RecBole 1.2.1.",
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a data set holds, in the study's columns.
+
+    Attributes
+    ----------
+    ratings : user_id (with prefix), item_id, rating float32, timestamp int64, in published order
+    catalogue : the films and where their facts come from; ``items`` are its films in natural order of item_id
+    crosswalk : counterparts in the links archive, where one was given and ids differ
+    links : that archive's films, to compare with
+    truth : the generator's truth where the data are synthetic
+    notes : what was done to the data, in a sentence each
+    """
+
+    ratings: pd.DataFrame
+    catalogue: Catalogue
+    crosswalk: Crosswalk | None = None
+    links: pd.DataFrame | None = None
+    truth: synthetic.Synthetic | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def items(self) -> pd.DataFrame:
+        return self.catalogue.items
+
+    def meta(self, fetched: Fetched) -> dict[str, Any]:
+        """meta.json: the data set, what contributed to it, and what was done to it."""
+        meta = fetched.meta() | self.catalogue.meta()
+        meta["has_billing_order"] = fetched.dataset.has_billing_order or self.catalogue.has_billing_order
+        meta["notes"] = [*meta["notes"], *self.notes]
+        return meta
+
+
+def build(
+    fetched: Fetched,
+    *,
+    sources: Sequence[str] = BUILT_IN,
+    links: Path | None = None,
+    review: Path | None = None,
+    merge_doubles: bool = False,
+) -> Tables:
+    """Read or generate the tables.
+
+    Parameters
+    ----------
+    sources : who is asked about films, first come first served for each field of a film: ``BUILT_IN`` by name,
+        and files of TMDB, The Movies Dataset or IMDb (see ``providers``)
+    links : a zip with links.csv and movies.csv of a later edition, for data sets that lack them
+    review : the crosswalk's review table, filled in
+    merge_doubles : make one film of those that stand under two ids; a user's later rating counts. Off by default, since
+        published results on ML-100K keep its 1,682 ids.
+
+    Raises
+    ------
+    InputError : an archive, a file or a decision that can't be used.
+
+    >>> from recsys_utils.datasets import fetch
+    >>> build(fetch("smoke", raw=Path("unused"))).ratings.columns.tolist()
+    ['user_id', 'item_id', 'rating', 'timestamp']
+    """
+    dataset, archive = fetched.dataset, fetched.archive
+    if dataset.synthetic is not None:
+        truth = synthetic.generate(dataset.synthetic)
+        return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth)
+    assert archive is not None
+    if links is not None and "links" in archive.sources():
+        raise InputError(f"{dataset.name} has its own links; leave dataset.links empty (got {links}).")
+    if review is not None and (links is None or not dataset.own_ids):
+        raise InputError(f"dataset.review needs dataset.links, and a data set with ids of its own (got {review}).")
+    ratings, films = _ratings(fetched), _films(archive)
+    notes: list[str] = []
+    if merge_doubles:
+        ratings, films, done = merge(ratings, films)
+        notes.append(done)
+    later = _open_links(links) if links is not None else None
+    walk, others = None, None
+    if later is not None and dataset.own_ids:
+        others = _films(later).merge(later.facts("links"), on=ITEM)
+        walk = crosswalk.match(films, others, crosswalk.read_review(review, films, others) if review else None)
+    facts = _facts(fetched, films, sources, later, walk)
+    return Tables(ratings, catalogue.merge(films, facts), walk, others, notes=tuple(notes))
+
+
+def _ratings(fetched: Fetched) -> pd.DataFrame:
+    """The ratings by way of a temporary parquet file, never whole as text."""
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "ratings.parquet"
+        fetched.ratings_to(target)
+        return pd.read_parquet(target)
+
+
+def _films(archive: Archive) -> pd.DataFrame:
+    """item_id, title, year, genres from the members that aren't ratings."""
+    _, *names = archive.layout.members
+    return archive.layout.films(archive.folder.read(archive.pins(names)))
+
+
+def _open_links(path: Path) -> Archive:
+    """A zip of a later edition, for its ids and tags; InputError when it has no links.csv and movies.csv."""
+    try:
+        folders = folders_with(path, movielens.ML_LINKS.members)
+    except UNREADABLE as error:
+        raise InputError(f"dataset.links: {path} can't be read as a zip archive ({error}).") from None
+    if not folders:
+        raise InputError(
+            f"dataset.links: {path} has no folder with links.csv and movies.csv; give a zip of ml-latest-small or "
+            "of a later edition."
+        )
+    return Archive(movielens.ML_LINKS, folders[0], "links")
+
+
+def _facts(
+    fetched: Fetched, films: pd.DataFrame, sources: Sequence[str], later: Archive | None, walk: Crosswalk | None
+) -> list[Facts]:
+    """What each source says, links first, since files are looked up by the ids they give."""
+
+    def inside(name: str) -> list[Facts]:
+        for archive in (fetched.archive, fetched.graph, later):
+            if archive is None or name not in archive.sources():
+                continue
+            told = archive.facts(name)
+            if archive is later and walk is not None:
+                pairs = walk.table[[ITEM, "movieId"]].dropna()
+                told = told.rename(columns={ITEM: "movieId"}).merge(pairs, on="movieId").drop(columns="movieId")
+            terms = Source(
+                name, fetched.dataset.licence, f"MovieLens {name} ({archive.path.name}): {fetched.dataset.cite}"
+            )
+            return [Facts(_GRAPH if name == "graph" else terms, told)]
+        return []
+
+    facts = inside("links")
+    known = catalogue.merge(films, facts).items[catalogue.IDS]
+    outside = providers.read([Path(s) for s in sources if s not in BUILT_IN], known)
+    for name in sources:
+        facts += inside(name) if name in BUILT_IN else outside[Path(name)]
+    return facts
+
+
+def merge(ratings: pd.DataFrame, films: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """One film for each that stands under two ids (same title and year): the first id, and a user's later rating.
+
+    Returns ratings, films, and a sentence that says how many were concerned.
+    """
+    twins = crosswalk.doubles(films)
+    first = dict(zip(twins[ITEM], twins["double_of"], strict=True))
+    moved = ratings.assign(**{ITEM: ratings[ITEM].replace(first)})
+    latest = moved[TIMESTAMP].sort_values(kind="stable").index
+    kept = moved.loc[latest].drop_duplicates([USER, ITEM], keep="last").sort_index().reset_index(drop=True)
+    done = (
+        f"{len(twins)} films that stood under two ids were merged: {int(ratings[ITEM].isin(first).sum())} ratings "
+        f"moved to the first id, {len(moved) - len(kept)} gave way to the same user's later rating."
+    )
+    return kept, films[~films[ITEM].isin(first)].reset_index(drop=True), done

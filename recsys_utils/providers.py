@@ -1,0 +1,240 @@
+"""Files about films that a person has fetched: TMDB and Kaggle tables, IMDb's TSVs. None comes with this project.
+
+A file is known by its columns, not by its name; .csv, .tsv, .gz and .zip are read. Rows are filtered to the films at
+hand while they stream in, so IMDb's files, some of tens of millions of rows, need little memory.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pandas as pd
+import polars as pl
+
+from recsys_utils.archives import UNREADABLE
+from recsys_utils.catalogue import Facts, Source
+from recsys_utils.interfaces import InputError
+
+_BLOCK = 1 << 25
+_CAST = 10  # of a film's credits in billing order; a later name says little about it
+_TMDB = (
+    "TMDB's terms: non-commercial, attribution, no copy older than six months; Kaggle editions add their own",
+    "This product uses the TMDB API but is not endorsed or certified by TMDB.",
+)
+_IMDB = (
+    "IMDb non-commercial datasets: personal and non-commercial use, no republication",
+    "Information courtesy of IMDb (https://www.imdb.com). Used with permission.",
+)
+
+
+def read(paths: Sequence[Path], known: pd.DataFrame) -> dict[Path, list[Facts]]:
+    """What files say about films, by file; IMDb's files belong together and speak at the place of the first of them.
+
+    Parameters
+    ----------
+    known : imdb_id, tmdb_id of the films at hand, missing where unknown; all else is skipped
+
+    Raises
+    ------
+    InputError : a file that isn't there, can't be read, or has columns of no known source.
+    """
+    tmdb, imdb = set(known["tmdb_id"].dropna()), set(known["imdb_id"].dropna())
+    told: dict[Path, list[Facts]] = {path: [] for path in paths}
+    tables: dict[str, tuple[Path, pl.DataFrame]] = {}
+    names: list[Path] = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"dataset.catalogue: there is no file {path}.")
+        try:
+            for columns, blocks in _tables(path):
+                if "nconst" in columns and "tconst" not in columns:
+                    names.append(path)  # read last: only people of the films at hand are kept
+                elif "tconst" in columns:
+                    tables[_imdb_kind(columns, path)] = (path, _keep(blocks, "tconst", imdb))
+                elif one := _tmdb(columns, blocks, tmdb, path):
+                    told[path].append(one)
+        except (*UNREADABLE, ValueError, pl.exceptions.PolarsError) as error:
+            why = " ".join(str(error).split("\n\n")[0].split())
+            raise InputError(f"dataset.catalogue: {path} can't be read ({why}).") from None
+    spoken = {*names, *(path for path, _ in tables.values()), *(path for path in paths if told[path])}
+    for path in paths:
+        if path not in spoken:
+            raise InputError(
+                f"dataset.catalogue: {path} has no table of a known source; known are the files of TMDB 5000 and of "
+                "The Movies Dataset (id or movie_id with genres, keywords, overview, cast or crew) and IMDb's TSVs."
+            )
+    if tables:
+        told[next(path for path, _ in tables.values())].append(_imdb(tables, names))
+    return told
+
+
+def _tables(path: Path) -> Iterator[tuple[list[str], Iterator[pl.DataFrame]]]:
+    """The tables in a file (several in a zip): their columns and their rows, block by block, every field a string."""
+    if not zipfile.is_zipfile(path):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield _blocks(cast(IO[bytes], stream))
+        return
+    with zipfile.ZipFile(path) as bundle:
+        for member in bundle.infolist():
+            if member.filename.endswith((".csv", ".tsv")):
+                with bundle.open(member) as stream:
+                    yield _blocks(stream)
+
+
+def _blocks(stream: IO[bytes]) -> tuple[list[str], Iterator[pl.DataFrame]]:
+    header = stream.readline(1 << 16).decode("utf-8-sig")
+    tab = "\t" in header
+    columns = [c.strip().strip('"') for c in header.split("\t" if tab else ",")]
+
+    def parse(text: bytes) -> pl.DataFrame:
+        if tab:  # IMDb quotes nothing, and a title may hold a lone quotation mark
+            return pl.read_csv(
+                text, has_header=False, new_columns=columns, separator="\t", quote_char=None, infer_schema=False,
+                null_values="\\N",
+            )  # fmt: skip
+        rows = pd.read_csv(io.BytesIO(text), names=columns, dtype=str, keep_default_na=False, on_bad_lines="skip")
+        return pl.from_pandas(rows)
+
+    def pieces() -> Iterator[pl.DataFrame]:
+        if not tab:  # a quoted field may hold line ends: such a file is read in one piece, and they are small
+            yield parse(stream.read())
+            return
+        while block := stream.read(_BLOCK):
+            yield parse(block + stream.readline())
+
+    return columns, pieces()
+
+
+def _keep(blocks: Iterable[pl.DataFrame], key: str, wanted: set[str]) -> pl.DataFrame:
+    """The rows whose key is wanted."""
+    return pl.concat([block.filter(pl.col(key).is_in(list(wanted))) for block in blocks])
+
+
+# ---- TMDB and Kaggle
+
+
+def _tmdb(columns: list[str], blocks: Iterator[pl.DataFrame], wanted: set[str], path: Path) -> Facts | None:
+    """A table of TMDB 5000 (movies, credits) or The Movies Dataset (metadata, keywords, credits); None for others."""
+    key = "movie_id" if "movie_id" in columns else "id"
+    fields = {field: column for field, (column, _) in _FIELDS.items() if column in columns}
+    if key not in columns or not fields:
+        return None
+    rows = _keep(blocks, key, wanted)
+    table = pd.DataFrame({"tmdb_id": rows[key].to_list()})
+    for field, column in fields.items():
+        table[field] = pd.Series([_FIELDS[field][1](text or "") for text in rows[column].to_list()], dtype=object)
+    source = Source(f"tmdb ({path.name})", *_TMDB, snapshot=_snapshot(path))
+    return Facts(source, table.rename(columns=lambda c: c.split("/")[0]), key="tmdb_id", ordered=True)
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """A list of objects in JSON (TMDB 5000) or as a Python literal (The Movies Dataset); empty if it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return [r for r in found if isinstance(r, dict)] if isinstance(found, list) else []
+    return []
+
+
+def _named(records: Iterable[dict[str, Any]]) -> list[str]:
+    names = (str(r.get("name") or "").strip() for r in records)
+    return list(dict.fromkeys(n for n in names if n))
+
+
+def _cast(text: str) -> list[str]:
+    return _named(sorted(_records(text), key=lambda r: r["order"] if isinstance(r.get("order"), int) else _CAST))[
+        :_CAST
+    ]
+
+
+def _crew(*departments: str) -> Callable[[str], list[str]]:
+    return lambda text: sorted(
+        _named(r for r in _records(text) if {r.get("job"), r.get("department")} & set(departments))
+    )
+
+
+def _list(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+# field of the catalogue -> column of the file, and how to read it; the simplified credits name fields otherwise
+_FIELDS: dict[str, tuple[str, Callable[[str], list[str] | str]]] = {
+    "genres": ("genres", lambda text: _named(_records(text))),
+    "keywords": ("keywords", lambda text: _named(_records(text))),
+    "overview": ("overview", str.strip),
+    "actors": ("cast", _cast),
+    "directors": ("crew", _crew("Director")),
+    "writers": ("crew", _crew("Writing")),
+    "actors/simple": ("top_cast", _list),
+    "directors/simple": ("director", _list),
+}
+
+
+# ---- IMDb
+
+
+def _imdb_kind(columns: list[str], path: Path) -> str:
+    kinds = {"directors": "crew", "nconst": "principals", "primaryTitle": "basics", "averageRating": "ratings"}
+    for column, kind in kinds.items():
+        if column in columns:
+            return kind
+    raise InputError(f"dataset.catalogue: {path} has tconst and {', '.join(columns[1:6])}; no file of IMDb has these.")
+
+
+def _imdb(tables: dict[str, tuple[Path, pl.DataFrame]], names: list[Path]) -> Facts:
+    """genres from title.basics, directors and writers from title.crew, actors in billing order from title.principals.
+
+    People go by name where name.basics is given, by nconst otherwise. title.ratings adds imdb_rating and imdb_votes,
+    which are no content: today's votes would leak the future into an offline test.
+    """
+    people: dict[str, list[tuple[str, list[str]]]] = {}
+    table = pd.DataFrame({"imdb_id": sorted({t for _, rows in tables.values() for t in rows["tconst"].to_list()})})
+    if "basics" in tables:
+        rows = tables["basics"][1]
+        genres = {t: _list(g or "") for t, g in zip(rows["tconst"], rows["genres"], strict=True)}
+        table["genres"] = table["imdb_id"].map(genres)
+    if "crew" in tables:
+        rows = tables["crew"][1]
+        for column in ("directors", "writers"):
+            people[column] = [(t, _list(p or "")) for t, p in zip(rows["tconst"], rows[column], strict=True)]
+    if "principals" in tables:
+        rows = tables["principals"][1].filter(pl.col("category").is_in(["actor", "actress"]))
+        rows = rows.with_columns(pl.col("ordering").cast(pl.Int32)).sort("tconst", "ordering")
+        billed = rows.group_by("tconst", maintain_order=True).agg(pl.col("nconst").head(_CAST))
+        people["actors"] = [(t, list(p)) for t, p in zip(billed["tconst"], billed["nconst"], strict=True)]
+    if "ratings" in tables:
+        rows = tables["ratings"][1]
+        for column, theirs in (("imdb_rating", "averageRating"), ("imdb_votes", "numVotes")):
+            table[column] = table["imdb_id"].map(dict(zip(rows["tconst"], rows[theirs].cast(pl.Float64), strict=True)))
+    wanted = {p for pairs in people.values() for _, members in pairs for p in members}
+    called: dict[str, str] = {}
+    for path in names:
+        for _, blocks in _tables(path):
+            rows = _keep(blocks, "nconst", wanted)
+            called |= dict(zip(rows["nconst"].to_list(), rows["primaryName"].to_list(), strict=True))
+    for column, pairs in people.items():
+        table[column] = table["imdb_id"].map({t: [called.get(p) or p for p in members] for t, members in pairs})
+    dates = [_snapshot(path) for path, _ in tables.values()]
+    return Facts(Source("imdb", *_IMDB, snapshot=max(dates)), table, key="imdb_id", ordered=True)
+
+
+def _snapshot(path: Path) -> str:
+    """The date a zip or gzip file says it was made on, as an ISO date; "" where it says none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as bundle:
+            newest = max((i.date_time for i in bundle.infolist()), default=(1980, 1, 1))
+        return "" if newest[0] <= 1980 else datetime.date(*newest[:3]).isoformat()
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    seconds = int.from_bytes(start[4:], "little") if start[:2] == b"\x1f\x8b" else 0
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat() if seconds else ""
