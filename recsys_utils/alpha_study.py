@@ -166,7 +166,8 @@ class AlphaStudy:
         ``sizes`` are the first and last wanted; what all users lack is left out.
         """
         table = self._series[order, model, cf, curve]
-        wanted = table.columns[(table.columns >= sizes[0]) & (table.columns <= sizes[1])]
+        n = table.columns.to_numpy(dtype=int)
+        wanted = n[(n >= sizes[0]) & (n <= sizes[1])]
         return table.reindex(index=ids, columns=wanted).to_numpy(dtype=float)
 
     def metric_rows(self, ids: NDArray[np.object_], bootstrap: Bootstrap) -> pd.DataFrame:
@@ -287,14 +288,13 @@ def _mean(measured: Measured, signal: str) -> float:
 
 def _sums(measured: Measured, grid: Weights) -> pd.DataFrame:
     """signal, n, alpha, sum, users over the grid's columns."""
-    parts = []
+    rows = []
     for n, (_, surfaces) in measured.items():
         for signal, alphas in grid.items():
             values = surfaces[signal][:, : len(alphas)]
             known = int(np.isfinite(values[:, 0]).sum())
-            columns = {"alpha": alphas, "sum": np.nansum(values, axis=0)}
-            parts.append(pd.DataFrame(columns).assign(signal=signal, n=n, users=known))
-    return pd.concat(parts, ignore_index=True)
+            rows += [(signal, n, a, total, known) for a, total in zip(alphas, np.nansum(values, axis=0), strict=True)]
+    return pd.DataFrame(rows, columns=["signal", "n", "alpha", "sum", "users"])
 
 
 def _test_rows(ids: NDArray[np.object_], surfaces: Mapping[str, Floats], grid_size: int) -> pd.DataFrame:
@@ -311,11 +311,11 @@ def _test_rows(ids: NDArray[np.object_], surfaces: Mapping[str, Floats], grid_si
             values["content", "", ""] = surface[:, 0]
             values[signal, "", ""] = surface[:, grid_size - 1]
             values |= {("blend", signal, curve): value for curve, value in curves.items()}
-    parts = [
-        pd.DataFrame({USER: ids, "model": model, "cf": cf, "curve": curve, NDCG: value})
-        for (model, cf, curve), value in values.items()
-    ]
-    return pd.concat(parts, ignore_index=True).dropna()
+    labels = np.repeat(np.array(list(values), dtype=object), len(ids), axis=0)
+    rows = pd.DataFrame(labels, columns=SERIES[1:]).assign(
+        **{USER: np.tile(ids, len(values)), NDCG: np.concatenate(list(values.values()))}
+    )
+    return rows.dropna()
 
 
 # ---- users with their whole history (warm)
