@@ -45,6 +45,8 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
   padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
 .finding .container { padding: 0; max-width: none; }
 .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+.headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
+.headline.container { padding: 0; max-width: none; }
 .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
 .pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
@@ -134,7 +136,11 @@ def index_page(
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
     if table := headline_table(metrics):
-        parts += ["## Models side by side\n", table, *_key_figures(report, order[-1])]
+        parts += [
+            "## Models side by side\n",
+            f":::{{container}} headline\n{table}\n:::",
+            *_key_figures(report, order[-1]),
+        ]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
