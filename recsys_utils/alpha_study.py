@@ -98,6 +98,11 @@ class Parts:
 # ---- tuning on validation users
 
 
+def _grid(step: float) -> Floats:
+    """Weights from 0 to 1, rounded so that .95 is written as such."""
+    return np.round(np.linspace(0.0, 1.0, round(1 / step) + 1), 6)
+
+
 def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
     """The fixed curves as they are, linear and sigmoid at their best declared parameters, and ``learned``.
 
@@ -217,7 +222,7 @@ def study_alpha(
     sizes : profile sizes; at 0 all get popularity
     alpha_step : grid of weights from 0 to 1
     """
-    alphas = np.linspace(0.0, 1.0, round(1 / alpha_step) + 1)
+    alphas = _grid(alpha_step)
     task = delayed(_study_fold)
     found = Parallel(n_jobs=jobs)(
         task(data, splits, users, fold, content, popularity, settings, sizes, alphas)
@@ -341,7 +346,7 @@ def rank_warm(
     -------
     user_id, cf, curve, then a column per metric
     """
-    alphas = np.linspace(0.0, 1.0, round(1 / alpha_step) + 1)
+    alphas = _grid(alpha_step)
     inner = warm_split(data, validation_mask(data, test, position), hidden=test)
     outer = warm_split(data, test)
     check_tuning(inner, outer)
