@@ -32,7 +32,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from recsys_utils import catalogue, synthetic
 from recsys_utils.crosswalk import split_year
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
-from recsys_utils.stage import project_root
 
 Say = Callable[[str], None]
 Files = Mapping[str, bytes]
@@ -408,12 +407,13 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
 
 
-def fetch_command(name: str, archive: Path | None, *, raw: Path | None = None, say: Say = print) -> str:
-    """Fill the cache (``recsys fetch``), from an archive when one is given; returns what was done in a few lines.
+def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = print) -> str:
+    """Fill the cache ``raw`` (``recsys fetch``), from an archive when one is given; returns what was done.
 
-    ``raw`` is the project's data/raw/ unless given; InputError as in :func:`fetch`.
+    Raises
+    ------
+    InputError : as :func:`fetch`.
     """
-    raw = raw or project_root() / "data" / "raw"
     archive = archive.expanduser() if archive is not None else None
     fetched = fetch(name, archive=archive, raw=raw, say=say)
     dataset = fetched.dataset
