@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -202,8 +203,9 @@ def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
 
 def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
     copy = tmp_path / "report"
-    (copy / "notebooks").mkdir(parents=True)
-    (copy / "tables").mkdir()
+    shutil.copytree(site / "figures", copy / "figures")
+    for folder in ("notebooks", "tables"):
+        (copy / folder).mkdir()
     (copy / "tables/metrics.csv").write_text("")
     (copy / "findings.json").write_text("[]")
     (copy / "notebooks/a.ipynb").write_text(executed_notebook("see /home/someone/data"))
