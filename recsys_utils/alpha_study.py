@@ -98,6 +98,11 @@ class Parts:
 # ---- tuning on validation users
 
 
+def _grid(step: float) -> Floats:
+    """Weights from 0 to 1, rounded so that .95 is written as such."""
+    return np.round(np.linspace(0.0, 1.0, round(1 / step) + 1), 6)
+
+
 def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
     """The fixed curves as they are, linear and sigmoid at their best declared parameters, and ``learned``.
 
@@ -166,7 +171,8 @@ class AlphaStudy:
         ``sizes`` are the first and last wanted; what all users lack is left out.
         """
         table = self._series[order, model, cf, curve]
-        wanted = table.columns[(table.columns >= sizes[0]) & (table.columns <= sizes[1])]
+        n = table.columns.to_numpy(dtype=int)
+        wanted = n[(n >= sizes[0]) & (n <= sizes[1])]
         return table.reindex(index=ids, columns=wanted).to_numpy(dtype=float)
 
     def metric_rows(self, ids: NDArray[np.object_], bootstrap: Bootstrap) -> pd.DataFrame:
@@ -216,7 +222,7 @@ def study_alpha(
     sizes : profile sizes; at 0 all get popularity
     alpha_step : grid of weights from 0 to 1
     """
-    alphas = np.linspace(0.0, 1.0, round(1 / alpha_step) + 1)
+    alphas = _grid(alpha_step)
     task = delayed(_study_fold)
     found = Parallel(n_jobs=jobs)(
         task(data, splits, users, fold, content, popularity, settings, sizes, alphas)
@@ -287,14 +293,13 @@ def _mean(measured: Measured, signal: str) -> float:
 
 def _sums(measured: Measured, grid: Weights) -> pd.DataFrame:
     """signal, n, alpha, sum, users over the grid's columns."""
-    parts = []
+    rows = []
     for n, (_, surfaces) in measured.items():
         for signal, alphas in grid.items():
             values = surfaces[signal][:, : len(alphas)]
             known = int(np.isfinite(values[:, 0]).sum())
-            columns = {"alpha": alphas, "sum": np.nansum(values, axis=0)}
-            parts.append(pd.DataFrame(columns).assign(signal=signal, n=n, users=known))
-    return pd.concat(parts, ignore_index=True)
+            rows += [(signal, n, a, total, known) for a, total in zip(alphas, np.nansum(values, axis=0), strict=True)]
+    return pd.DataFrame(rows, columns=["signal", "n", "alpha", "sum", "users"])
 
 
 def _test_rows(ids: NDArray[np.object_], surfaces: Mapping[str, Floats], grid_size: int) -> pd.DataFrame:
@@ -311,11 +316,11 @@ def _test_rows(ids: NDArray[np.object_], surfaces: Mapping[str, Floats], grid_si
             values["content", "", ""] = surface[:, 0]
             values[signal, "", ""] = surface[:, grid_size - 1]
             values |= {("blend", signal, curve): value for curve, value in curves.items()}
-    parts = [
-        pd.DataFrame({USER: ids, "model": model, "cf": cf, "curve": curve, NDCG: value})
-        for (model, cf, curve), value in values.items()
-    ]
-    return pd.concat(parts, ignore_index=True).dropna()
+    labels = np.repeat(np.array(list(values), dtype=object), len(ids), axis=0)
+    rows = pd.DataFrame(labels, columns=SERIES[1:]).assign(
+        **{USER: np.tile(ids, len(values)), NDCG: np.concatenate(list(values.values()))}
+    )
+    return rows.dropna()
 
 
 # ---- users with their whole history (warm)
@@ -341,7 +346,7 @@ def rank_warm(
     -------
     user_id, cf, curve, then a column per metric
     """
-    alphas = np.linspace(0.0, 1.0, round(1 / alpha_step) + 1)
+    alphas = _grid(alpha_step)
     inner = warm_split(data, validation_mask(data, test, position), hidden=test)
     outer = warm_split(data, test)
     check_tuning(inner, outer)

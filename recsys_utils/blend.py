@@ -170,9 +170,9 @@ class Blend:
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
         return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 
-    def scores(self, profiles: csr_matrix) -> Scores:
-        """(B, I) ratings -> (B, I) float32 in [0, 1]."""
-        content, cf, alpha, fallback = self.components(profiles)
+    def scores(self, profiles: csr_matrix, parts: Components | None = None) -> Scores:
+        """(B, I) ratings -> (B, I) float32 in [0, 1]; ``parts``, where already computed, spares doing so again."""
+        content, cf, alpha, fallback = parts or self.components(profiles)
         weight = alpha[:, None]
         fused: Scores = (1.0 - weight).astype(np.float32) * content + weight.astype(np.float32) * cf
         if fallback.any():

@@ -528,7 +528,7 @@ class EASE(_Model):
     name: ClassVar[str] = "ease"
     reg: float = 500.0
     binarise: Binarise = "any"
-    weights: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    precision: NDArray[np.float32] = field(init=False, repr=False, compare=False)  # upper triangle of P: P is symmetric
     bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
@@ -542,10 +542,20 @@ class EASE(_Model):
         x = self._binarised(train.user_item, self.binarise)
         gram = (x.T @ x).toarray().astype(np.float64)
         gram[np.diag_indices(n_items)] += self.reg
-        precision = np.linalg.inv(gram)
-        self.weights = (precision / -np.diag(precision)).astype(np.float32)
-        np.fill_diagonal(self.weights, 0)
+        self.precision = np.linalg.inv(gram)[np.triu_indices(n_items)].astype(np.float32)
+        self.__dict__.pop("weights", None)
         return self
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """B (I, I), made from P so that an export holds half as many numbers."""
+        n_items = int((np.sqrt(8 * len(self.precision) + 1) - 1) / 2)
+        weights = np.zeros((n_items, n_items), np.float32)
+        weights[np.triu_indices(n_items)] = self.precision
+        weights += np.triu(weights, 1).T
+        weights /= -np.diag(weights)
+        np.fill_diagonal(weights, 0)
+        return weights
 
     def scores(self, profiles: csr_matrix) -> Scores:
         """(users, items) float32; 0 for an empty profile."""

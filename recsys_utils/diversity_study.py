@@ -22,7 +22,7 @@ NDCG = "ndcg@10"
 PLAIN = ("none", 0.0)
 Setting = tuple[str, float]  # strategy, ratio
 GAINS = {
-    "coverage@10": "share of the catalogue shown to anyone", "gini@10": "Gini index of exposure (lower is fairer)",
+    "coverage@10": "catalogue coverage", "gini@10": "Gini index (lower is fairer)",
     "ild@10": "genre distance within a list", "novelty@10": "novelty, bits",
 }  # fmt: skip
 _LOOKS = {"genre": ("C0", "o"), "mid-rank": ("C1", "s"), "popular": ("C2", "^")}
@@ -169,6 +169,7 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
         ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--")
         ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5)
         ax.set_xlabel(f"change in {label}")
+        ax.locator_params(axis="x", nbins=6)
     axes[0, 0].annotate("plain ranking", (0, 0), xytext=(9, 4), textcoords="offset points", fontsize=9)
     axes[0, 1].text(
         0.02, -100 * max_loss, "budget", transform=axes[0, 1].get_yaxis_transform(), va="bottom", fontsize=9

@@ -86,7 +86,7 @@ class Ladder:
     def rank(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> tuple[Lists, Scores, Components]:
         """Lists of up to n films outside each profile, with all scores and what they are made of."""
         components = self.blend.components(profiles)
-        scores = self.blend.scores(profiles)
+        scores = self.blend.scores(profiles, components)
         ranking = Ranking.of(scores, profiles, users)
         lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
         return lists, scores, components

@@ -32,6 +32,11 @@ HEADLINE = (
     ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
     ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "diversity=none", "alpha=")),
 )
+KEY_FIGURES = {  # on the first page, in this order; README shows the first
+    "alpha_curves": "Ranking quality by profile size for the learned and the classic curves and the baselines",
+    "models": "Rating error and ranking quality of each model, with intervals",
+    "diversity_tradeoff": "What each diversity strategy costs in accuracy and gains in variety",
+}
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
 :root { --pst-font-size-base: 16px; }
@@ -45,6 +50,8 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
   padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
 .finding .container { padding: 0; max-width: none; }
 .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+.headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
+.headline.container { padding: 0; max-width: none; }
 .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
 .pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
@@ -134,7 +141,11 @@ def index_page(
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
     if table := headline_table(metrics):
-        parts += ["## Models side by side\n", table, *_key_figures(report, order[-1])]
+        parts += [
+            "## Models side by side\n",
+            f":::{{container}} headline\n{table}\n:::",
+            *_key_figures(report),
+        ]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
@@ -152,7 +163,7 @@ def _card(finding: dict[str, Any]) -> str:
             "",
             f":::{{container}} confidence\nConfidence: **{finding['confidence']}** · "
             f"[{finding['stage']}](pages/{finding['stage']})\n:::",
-            "",
+            "\n<details><summary>Evidence</summary>\n",
             _pipe_table(
                 ["evidence", "value", "95 % interval", "n"],
                 [
@@ -160,15 +171,14 @@ def _card(finding: dict[str, Any]) -> str:
                     for r in rows.itertuples()
                 ],
             ),
-            "::::\n",
+            "\n</details>\n\n::::\n",
         ]
     )
 
 
-def _key_figures(report: Path, last: str) -> list[str]:
-    """Figures of the last stage, which compares the models."""
-    names = sorted(path.name for path in (report / "figures").glob(f"{last[:2]}_*.png"))
-    return [f"\n```{{image}} figures/{name}\n:alt: {Path(name).stem.replace('_', ' ')}\n```\n" for name in names]
+def _key_figures(report: Path) -> list[str]:
+    shown = {name: alt for name, alt in KEY_FIGURES.items() if (report / "figures" / f"{name}.png").exists()}
+    return [f"\n```{{figure}} figures/{name}.png\n:alt: {alt}\n\n{alt}.\n```\n" for name, alt in shown.items()]
 
 
 def _title(report: Path, stage: str) -> str:
@@ -269,8 +279,8 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
     from sphinx.application import Sphinx
 
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder)
-        (source / "pages").mkdir()
+        source, site = Path(folder) / "source", Path(folder) / "site"
+        (source / "pages").mkdir(parents=True)
         (source / "_static").mkdir()
         (source / "_static" / "report.css").write_text(_CSS, encoding="utf-8")
         shutil.copytree(target / "figures", source / "figures", ignore=shutil.ignore_patterns("*.svg"))
@@ -279,14 +289,14 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
             page = _folded((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))
             (source / "pages" / f"{stage}.ipynb").write_text(page, encoding="utf-8")
         app = Sphinx(
-            source, None, target, source / ".doctrees", "html", confoverrides=_CONFIG, status=None, warning=sys.stderr
-        )
+            source, None, site, site.with_name("doctrees"), "html", confoverrides=_CONFIG, status=None,
+            warning=sys.stderr,
+        )  # fmt: skip
         app.build()
         if app.statuscode:
             raise RuntimeError("Sphinx could not build the site; its messages are in the log")
-    shutil.rmtree(target / "_sources", ignore_errors=True)
-    for leftover in [target / ".buildinfo", target / "objects.inv", *(target / "_static").rglob("*.map")]:
-        leftover.unlink(missing_ok=True)
+        unread = shutil.ignore_patterns("_sources", ".buildinfo", "objects.inv", "*.map")
+        shutil.copytree(site, target, ignore=unread, dirs_exist_ok=True)
 
 
 _CONFIG: dict[str, Any] = {
@@ -346,7 +356,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def publish(report: Path, target: Path) -> int:
-    """Copy findings.json, metrics.csv and the executed notebooks of a report; returns the bytes written.
+    """Copy findings.json, metrics.csv, README's figure and the executed notebooks of a report; returns their size.
 
     Raises
     ------
@@ -358,6 +368,8 @@ def publish(report: Path, target: Path) -> int:
         fresh = Path(folder)
         shutil.copyfile(report / "findings.json", fresh / "findings.json")
         shutil.copyfile(report / "tables" / "metrics.csv", fresh / "metrics.csv")
+        figure = f"{next(iter(KEY_FIGURES))}.png"
+        (fresh / figure).write_bytes(_small((report / "figures" / figure).read_bytes()))
         for file in sorted((report / "notebooks").glob("*.ipynb")):
             text = _light(file.read_text(encoding="utf-8"))
             if found := re.search(r"[^\s\"'\\]*/(?:home|root|work|Users)/[^\s\"'\\]*", text):
@@ -374,19 +386,23 @@ def publish(report: Path, target: Path) -> int:
 
 
 def _light(text: str) -> str:
-    """The notebook with its figures reduced to 256 colours, which flat plots survive unseen."""
-    from PIL import Image
-
+    """The notebook with small figures."""
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             image = output.get("data", {}).get("image/png")
             if image:
-                picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
-                small = io.BytesIO()
-                picture.quantize(256).save(small, "PNG", optimize=True)
-                output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
+                output["data"]["image/png"] = base64.b64encode(_small(base64.b64decode(image))).decode()
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _small(png: bytes) -> bytes:
+    """A picture in 256 colours, which flat plots survive unseen."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def with_headline(readme: str, published: Path) -> str:
@@ -405,4 +421,7 @@ def with_headline(readme: str, published: Path) -> str:
     answers = [f"- **{f['question']}** {f['answer']} *(confidence: {f['confidence']})*" for f in findings]
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{headline_table(metrics)}\n\n" + "\n".join(answers) + f"\n{END}{after}"
+    name, alt = next(iter(KEY_FIGURES.items()))
+    figure = f"![{alt}](reports/published/{name}.png)"
+    rendered = "\n\n".join([headline_table(metrics), figure, "\n".join(answers)])
+    return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

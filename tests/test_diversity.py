@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.diversity import STRATEGIES, Catalogue, Lists, Ranking, genre_matrix, places, rerank
 from recsys_utils.interfaces import InputError
+from recsys_utils.metrics import top_k
 
 K = 10
 RANDOM = [s for s in STRATEGIES if s.startswith(("genre", "mid-rank"))]
@@ -32,6 +33,14 @@ def test_the_plain_ranking_leaves_out_the_profile_and_breaks_ties_by_position() 
     ranking = Ranking.of(np.array([[2, 7, 2, 9]], np.float32), csr_matrix([[0, 0, 0, 5.0]]), ["a"])
     assert ranking.order.tolist() == [[1, 0, 2, -1]]
     assert ranking.size.tolist() == [3]
+
+
+def test_the_plain_ranking_is_the_one_the_metrics_judge() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 6, (30, 25)).astype(np.float32)  # many ties
+    profiles = csr_matrix(rng.random((30, 25)) < 0.5, dtype=np.float32)
+    ranking = Ranking.of(scores, profiles, [str(u) for u in range(30)])
+    assert (ranking.top(K) == top_k(scores, profiles, K)).all()
 
 
 def test_a_stored_rating_of_zero_is_a_rating() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         metric_row(ORDER[0], "svd", "rmse", 0.93, protocol="rating-cv5", variant="tuned"),
         metric_row(ORDER[0], "popularity", "ndcg@10", 0.21, protocol="ranking-last20"),
     ]
-    for number, stage in enumerate(ORDER):
+    for number, (stage, name_of_figure) in enumerate(zip(ORDER, report.KEY_FIGURES, strict=False)):
         folder = base / stage
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True)
@@ -78,7 +79,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         finding |= {"confidence": "high", "evidence": evidence}
         (folder / "findings.json").write_text(json.dumps([finding]))
         (folder / "tables" / f"t{number}.csv").write_text("a\n1\n")
-        (folder / "figures" / f"{stage[:2]}_overview.png").write_bytes(png())
+        (folder / "figures" / f"{name_of_figure}.png").write_bytes(png())
         (folder / "notebook.ipynb").write_text(executed_notebook(f"Title {number}"))
     (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
     (base / ORDER[1] / "bundle").mkdir()
@@ -100,7 +101,7 @@ def site(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_stands_where_the_design_says(site: Path) -> None:
     for name in (
         "index.html", "notebooks/01_first.ipynb", "findings.json", "tables/metrics.csv", "tables/t0.csv",
-        "tables/t1.csv", "tables/timings.csv", "figures/11_overview.png", "recommendations.csv", "bundle/meta.json",
+        "tables/t1.csv", "tables/timings.csv", "figures/alpha_curves.png", "recommendations.csv", "bundle/meta.json",
         "run.json", "pages/01_first.html", "search.html", "searchindex.js",
     ):  # fmt: skip
         assert (site / name).is_file(), name
@@ -202,8 +203,9 @@ def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
 
 def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
     copy = tmp_path / "report"
-    (copy / "notebooks").mkdir(parents=True)
-    (copy / "tables").mkdir()
+    shutil.copytree(site / "figures", copy / "figures")
+    for folder in ("notebooks", "tables"):
+        (copy / folder).mkdir()
     (copy / "tables/metrics.csv").write_text("")
     (copy / "findings.json").write_text("[]")
     (copy / "notebooks/a.ipynb").write_text(executed_notebook("see /home/someone/data"))
