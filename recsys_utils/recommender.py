@@ -305,7 +305,7 @@ class Reasons:
         return self.ladder.titles[int(self.profile.indices[place])]
 
     def _rating(self, place: int) -> str:
-        return f"{self.profile.data[place]:g}"
+        return f"{self.profile.data[place]:.3g}"
 
     def _shared(self, place: int, item: int) -> str:
         """The strongest metadata that a rated film and film ``item`` share, in words; "" for none."""
