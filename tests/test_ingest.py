@@ -1,0 +1,111 @@
+"""The tables a run starts from: links for sets without, doubles, sources in order."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 - fixtures
+
+from recsys_utils import catalogue, ingest
+from recsys_utils.datasets import Dataset, Fetched, describe, fetch
+from recsys_utils.interfaces import InputError
+
+THREE = {
+    "movies.csv": 'movieId,title,genres\n1,Jumanji (1995),War\n73,"Misérables, Les (1995)",Drama\n',
+    "links.csv": "movieId,imdbId,tmdbId\n1,0113497,8844\n73,0113828,4415\n",
+    "tags.csv": "userId,movieId,tag,timestamp\n1,73,prison,1\n1,1,jungle,1\n",
+}
+
+
+@pytest.fixture
+def fetched(tiny: Dataset, tmp_path: Path) -> Fetched:  # noqa: F811
+    return fetch("ml-100k", archive=pack(tmp_path / "a.zip", OFFICIAL), raw=tmp_path / "raw")
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> Path:
+    return pack(tmp_path / "links.zip", {name: text.encode() for name, text in THREE.items()}, "small/")
+
+
+def test_links_of_a_later_edition_go_through_the_crosswalk(fetched: Fetched, links: Path) -> None:
+    """Film 1 here is Les Misérables (73 there); film 1 there is Jumanji. A join by id would have made it that."""
+    got = ingest.build(fetched, links=links)
+    assert got.items["imdb_id"].fillna("-").tolist() == ["tt0113828", "-", "-"]
+    assert got.items["tmdb_id"].fillna("-").tolist() == ["4415", "-", "-"]
+    assert got.items["keywords"].tolist() == [["prison"], [], []]
+    assert got.crosswalk is not None
+    assert got.crosswalk.table["movieId"].fillna("-").tolist() == ["73", "-", "-"]
+    catalogue.check(got.ratings, got.items, fetched.dataset.scale, "ml_")
+    meta = got.meta(fetched)
+    assert [s["name"] for s in meta["sources"]] == ["links", "tags"]
+    assert "links.zip" in meta["attribution"][0]
+    assert ingest.build(fetched).crosswalk is None
+
+
+def test_sources_are_asked_in_the_order_given(fetched: Fetched, links: Path, tmp_path: Path) -> None:
+    words = tmp_path / "keywords.csv"
+    words.write_text("id,keywords\n4415,\"[{'id': 1, 'name': 'france'}]\"\n", encoding="utf-8")
+    first = ingest.build(fetched, links=links, sources=[str(words), "tags"])
+    assert first.items["keywords"].tolist()[0] == ["france"]
+    assert ingest.build(fetched, links=links, sources=["tags", str(words)]).items["keywords"].tolist()[0] == ["prison"]
+    assert ingest.build(fetched, links=links, sources=[]).items["keywords"].tolist()[0] == []
+
+
+def test_a_decision_overrules_the_match(fetched: Fetched, links: Path, tmp_path: Path) -> None:
+    review = tmp_path / "review.csv"
+    review.write_text("item_id,movieId,decision\n1,73,no\n10,1,yes\n")
+    got = ingest.build(fetched, links=links, review=review)
+    assert got.items["imdb_id"].fillna("-").tolist() == ["-", "-", "tt0113497"]
+
+
+def test_what_cannot_be_is_refused(fetched: Fetched, links: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dataset\.review needs dataset\.links"):
+        ingest.build(fetched, review=tmp_path / "r.csv")
+    with pytest.raises(InputError, match=r"dataset\.links: .* has no folder with links\.csv"):
+        ingest.build(fetched, links=pack(tmp_path / "b.zip", OFFICIAL))
+    (tmp_path / "c.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="can't be read as a zip archive"):
+        ingest.build(fetched, links=tmp_path / "c.zip")
+    own = fetch("ml-latest", archive=pack(tmp_path / "l.zip", LATER, ""), raw=tmp_path)
+    with pytest.raises(InputError, match="has its own links"):
+        ingest.build(own, links=links)
+
+
+def test_later_sets_share_one_id_space(tmp_path: Path, links: Path) -> None:
+    bare = {name: LATER[name] for name in ("ratings.csv", "movies.csv")}
+    own = fetch("ml-latest", archive=pack(tmp_path / "l.zip", bare, ""), raw=tmp_path)
+    got = ingest.build(own, links=links)
+    assert got.items["imdb_id"].fillna("-").tolist() == ["tt0113497", "-"]  # by id: movieId 1 is movieId 1
+    assert got.crosswalk is None
+
+
+def test_one_film_for_two_ids_and_the_later_rating() -> None:
+    films = pd.DataFrame({"item_id": ["246", "1", "268"], "title": ["Chasing Amy", "A", "Chasing Amy"], "year": 1997})
+    rows = [
+        ("u", "246", 3.0, 5),
+        ("u", "268", 4.0, 9),
+        ("v", "268", 1.0, 2),
+        ("v", "1", 2.0, 1),
+        ("w", "246", 5.0, 9),
+        ("w", "268", 2.0, 8),
+    ]
+    ratings = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
+    kept, left, done = ingest.merge(ratings, films)
+    assert list(kept.itertuples(index=False, name=None)) == [
+        ("u", "246", 4.0, 9),  # the later of two
+        ("v", "246", 1.0, 2),
+        ("v", "1", 2.0, 1),
+        ("w", "246", 5.0, 9),
+    ]
+    assert left["item_id"].tolist() == ["246", "1"]
+    assert done.startswith("1 films that stood under two ids were merged: 3 ratings moved to the first id, 2 gave way")
+
+
+def test_ml_100k_has_eighteen_doubles(shared_data: Path, tmp_path: Path) -> None:
+    layout = describe("ml-100k").layouts["official zip"]
+    with zipfile.ZipFile(shared_data / "ml-100k.zip") as bundle:
+        films = layout.films({name: bundle.read(f"ml-100k/{name}") for name in layout.members})
+    assert len(ingest.crosswalk.doubles(films)) == 18
