@@ -215,7 +215,8 @@ def _imdb(tables: dict[str, tuple[Path, pl.DataFrame]], names: list[Path]) -> Fa
     if "ratings" in tables:
         rows = tables["ratings"][1]
         for column, theirs in (("imdb_rating", "averageRating"), ("imdb_votes", "numVotes")):
-            table[column] = table["imdb_id"].map(dict(zip(rows["tconst"], rows[theirs].cast(pl.Float64, strict=False), strict=True)))
+            values = rows[theirs].cast(pl.Float64, strict=False)
+            table[column] = table["imdb_id"].map(dict(zip(rows["tconst"], values, strict=True)))
     wanted = {p for pairs in people.values() for _, members in pairs for p in members}
     called: dict[str, str] = {}
     for path in names:
