@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from recsys_utils.interfaces import InputError
+
+_PASSWORD = re.compile(r"://[^:/@\s]*:\S*@|password=", re.IGNORECASE)  # of a database URL
 
 
 class _Section(BaseModel):
@@ -22,6 +25,16 @@ class Dataset(_Section):
     review: str = ""
     merge_doubles: bool = False
     catalogue: list[str] = ["genome", "tags", "graph"]
+    store: str = ""
+    store_required: bool = False
+    store_scale: str = ""
+
+    @field_validator("store")
+    @classmethod
+    def _no_secret(cls, store: str) -> str:
+        if _PASSWORD.search(store):
+            raise ValueError("parameters are published, so no password: name a variable, such as env:RECSYS_STORE_URL")
+        return store
 
 
 class Ingest(_Section):
@@ -258,6 +271,7 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif problem["type"] == "missing":
             parts.append(f"{where} is missing")
         else:
-            parts.append(f"{where} = {problem['input']!r}: {problem['msg'][0].lower() + problem['msg'][1:]}")
+            seen = "***" if _PASSWORD.search(str(problem["input"])) else repr(problem["input"])
+            parts.append(f"{where} = {seen}: {problem['msg'][0].lower() + problem['msg'][1:]}")
     listed = "; ".join(parts)
     return f"The parameters of {path} can't be used: {listed}. The comments in params/ml-100k.yaml explain each key."

@@ -18,6 +18,7 @@ import pandas as pd
 import sqlalchemy as sql
 from sqlalchemy.engine import URL
 
+from recsys_utils.exports import parse_scale
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
 
 PREFIX = "real_"
@@ -147,7 +148,7 @@ def merge_store(
     store: str,
     required: bool,
     scale: Scale,
-    source_scale: Scale | None = None,
+    store_scale: str = "",
     root: Path | None = None,
 ) -> Merged:
     """The data set's ratings with those of the store behind them, where one is named.
@@ -161,7 +162,7 @@ def merge_store(
     items : item_id and tmdb_id
     store : a database URL, ``env:NAME``, or "" for none
     required : an unreachable store is an error; otherwise the note warns and the data set's ratings stand alone
-    scale, source_scale : of the data set and of the store (None: the same); mapped linearly
+    scale, store_scale : of the data set, and of the store as text such as 0.5-5 ("": the same); mapped linearly
     root : folder from which a relative SQLite path counts
 
     Raises
@@ -177,7 +178,7 @@ def merge_store(
         if required:
             raise InputError(f"{error} It is required (dataset.store_required).") from None
         return Merged(ratings, f"Warning: {error} The data set's ratings are used alone.", {"reachable": False})
-    own = source_scale or scale
+    own = parse_scale(store_scale) if store_scale else scale
     off = found[~found[RATING].between(own.lo, own.hi)]
     if len(off):
         raise InputError(
@@ -223,12 +224,13 @@ def _engine(url: URL) -> sql.Engine:
 
 
 def _shown(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    return url.set(query={}).render_as_string(hide_password=True)  # a query may hold a password of its own
 
 
 def _reason(error: Exception, url: URL) -> str:
     """The database's own words in one line, without the password."""
     text = " ".join(str(getattr(error, "orig", None) or error).split())
-    for secret in {str(url.password or ""), url.render_as_string(hide_password=False)} - {""}:
+    secrets = [url.render_as_string(hide_password=False), url.password, url.query.get("password")]
+    for secret in (str(s) for s in secrets if s):
         text = text.replace(secret, "***")
     return text[:300].rstrip(".")

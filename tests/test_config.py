@@ -121,3 +121,20 @@ def test_sources_of_film_facts_are_names_or_files(tmp_path: Path) -> None:
     assert found.dataset.catalogue == ["tags", str(tmp_path / "keywords.csv")]
     with pytest.raises(InputError, match=r"dataset\.catalogue: there is no file tgas"):
         config.load(SMOKE, ["dataset.catalogue=[tgas]"], root=ROOT)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:s3cret@host/films", "postgres://:s3/cret@host", "postgresql://host/films?password=s3cret"]
+)
+def test_a_password_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InputError, match="env:RECSYS_STORE_URL") as error:
+        config.load(SMOKE, [f"dataset.store={url}"])
+    assert "cret@" not in str(error.value)
+    assert "s3" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["env:RECSYS_STORE_URL", "sqlite:///data/ratings.db", "postgresql://me@host:5432/films"]
+)
+def test_a_store_without_a_password_may_stand_in_parameters(url: str) -> None:
+    assert config.load(SMOKE, [f"dataset.store={url}"]).dataset.store == url

@@ -151,7 +151,7 @@ def test_scales_are_not_mixed(store: str) -> None:
     write(store_url(store), ratings(("ann", 862, 0.5, None), ("ann", 949, 4, None)))
     with pytest.raises(InputError, match=r"outside the scale 1-5, the first is 0\.5.*dataset\.store_scale"):
         merged(store, required=False)
-    found = merged(store, source_scale=Scale(0.5, 5)).ratings["rating"].iloc[3:].tolist()
+    found = merged(store, store_scale="0.5-5").ratings["rating"].iloc[3:].tolist()
     assert found == pytest.approx([1, 1 + 3.5 * 4 / 4.5])
 
 
@@ -201,6 +201,7 @@ def test_wrong_password(postgres: str) -> None:
     [
         (f"postgresql://me:{QUOTED}@127.0.0.1:1/films", r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/films can't be"),
         (f"postgres://me:{QUOTED}@host.invalid/films", "can't be read"),
+        (f"postgres://127.0.0.1:1/films?user=me&password={QUOTED}", "127.0.0.1:1/films can't be read"),
         ("sqlite:////nowhere/at/all.db", "there is no such file"),
         (f"nosuch://me:{QUOTED}@host/films", "can't be read"),
         ("env:RECSYS_NO_SUCH_VARIABLE", "RECSYS_NO_SUCH_VARIABLE, which is not set"),

@@ -20,8 +20,8 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # A module imports from its own row and the rows above. Evidence stands above the models because it knows them only by
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
-    {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "exports",
-     "own_ratings", "ratings_store", "interactions"},
+    {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
+     "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
