@@ -647,7 +647,7 @@ def run_record(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "parameters": dict(plan.settings),
         "git": _git(plan.root),
-        "data": {key: meta[key] for key in ("dataset", "hashes", "source", "licence") if key in meta},
+        "data": {key: meta[key] for key in ("dataset", "hashes", "source", "licence", "attribution") if key in meta},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
         "stages": {stage: _read_json(plan.workspace / stage / TIMINGS) for stage in plan.needs},
     }

@@ -194,7 +194,8 @@ def _provenance(run: dict[str, Any]) -> str:
     git, data = run["git"], run.get("data", {})
     commit = f"`{git['commit'][:12]}`" + (" with uncommitted changes" if git["dirty"] else "")
     lines = [f"- Commit: {commit}", f"- Root seed: {run['seed']}", f"- Python {run['versions']['python']}"]
-    lines += [f"- Data: {data[key]}" for key in ("licence", "source") if isinstance(data.get(key), str)]
+    terms = [data.get("licence"), data.get("source"), *data.get("attribution", [])]
+    lines += [f"- Data: {text}" for text in dict.fromkeys(terms) if isinstance(text, str)]
     stages = [[stage, f"{t['seconds']:.1f}", f"{t['peak_mb']:,}"] for stage, t in run["stages"].items() if t]
     parameters = json.dumps(run["parameters"], indent=1, ensure_ascii=False)
     return "\n".join(
