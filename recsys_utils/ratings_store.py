@@ -186,6 +186,11 @@ def merge_store(
             f"{off[RATING].iloc[0]:g}. If the store uses another scale, name it (dataset.store_scale: 0.5-5)."
         )
     films = items.dropna(subset="tmdb_id").drop_duplicates("tmdb_id")
+    if required and films.empty:
+        raise InputError(
+            "The ratings store names films by TMDB id, and no film of the catalogue has one; dataset.links=FILE.zip "
+            "(of ml-latest-small or later) adds them."
+        )
     item = found["movie_id"].astype(str).map(dict(zip(films["tmdb_id"].astype(str), films[ITEM], strict=True)))
     known = item.notna()
     mapped = scale.lo + (found[RATING] - own.lo) * (scale.hi - scale.lo) / (own.hi - own.lo)

@@ -233,6 +233,16 @@ def test_a_url_from_the_environment_leaves_no_password_behind(
     assert not [text for text in (note, str(meta), caplog.text, out, err) if PASSWORD in text or QUOTED in text]
 
 
+def test_a_catalogue_without_tmdb_ids_is_told(store: str) -> None:
+    write(store_url(store), ratings(("ann", 862, 4, None)))
+    blind = ITEMS.assign(tmdb_id=pd.array([None] * len(ITEMS), dtype="string"))
+    with pytest.raises(InputError, match=r"no film of the catalogue has one; dataset\.links"):
+        merge_store(SEED, blind, store=store, required=True, scale=SCALE)
+    found = merge_store(SEED, blind, store=store, required=False, scale=SCALE)
+    assert found.ratings.equals(SEED)
+    assert "1 are of films that the catalogue does not know by TMDB id" in found.note
+
+
 def test_a_relative_path_counts_from_the_project(tmp_path: Path) -> None:
     write(store_url("sqlite:///mine.db", tmp_path), ratings(("ann", 862, 4, None)))
     assert (tmp_path / "mine.db").is_file()
