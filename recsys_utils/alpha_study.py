@@ -207,8 +207,8 @@ class AlphaStudy:
 
 
 def study_alpha(
-    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, *, content: ContentModel, popularity: Recommender,
-    settings: Settings, sizes: Sequence[int], alpha_step: float, jobs: int = 1,
+    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, *, content: Mapping[int, ContentModel],
+    popularity: Recommender, settings: Settings, sizes: Sequence[int], alpha_step: float, jobs: int = 1,
 ) -> AlphaStudy:  # fmt: skip
     """Run the profile-size protocol for every collaborative model, curve and baseline, one task per user fold.
 
@@ -217,6 +217,7 @@ def study_alpha(
     Parameters
     ----------
     splits, users : see ``protocols``
+    content : per user fold, so that its fields can be chosen without the fold's users
     settings : unfitted candidates per collaborative model; the fold takes the one best on its validation users (by
         itself, n = 1..30, first random order)
     sizes : profile sizes; at 0 all get popularity
@@ -225,7 +226,7 @@ def study_alpha(
     alphas = _grid(alpha_step)
     task = delayed(_study_fold)
     found = Parallel(n_jobs=jobs)(
-        task(data, splits, users, fold, content, popularity, settings, sizes, alphas)
+        task(data, splits, users, fold, content[fold], popularity, settings, sizes, alphas)
         for fold in sorted(users["fold"].unique())
     )
     return AlphaStudy(*(pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True)))

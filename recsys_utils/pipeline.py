@@ -16,10 +16,8 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +27,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recsys_utils.execute import start_job
 from recsys_utils.interfaces import InputError
+from recsys_utils.progress import Progress
 
 CHAIN: dict[str, tuple[str, ...]] = {
     "01_ingest": (),
@@ -48,8 +48,6 @@ SITE = "site"
 MANIFEST = "manifest.json"
 NOTEBOOK = "notebook.ipynb"
 TIMINGS = "timings.json"
-_NUMERIC_LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
-_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _NUMERIC_LIBRARIES}
 
 
 @dataclass(frozen=True)
@@ -548,93 +546,6 @@ def _replace(finished: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# ---- progress
-
-
-class Progress:
-    """Shows where every stage is: a live table on a terminal, one line per event elsewhere."""
-
-    def __init__(self, stages: list[str], plain: bool | None = None) -> None:
-        from rich.console import Console
-
-        self.console = Console(highlight=False)
-        self.plain = plain if plain is not None else not self.console.is_terminal
-        self.lock = threading.Lock()
-        self.state = dict.fromkeys(stages, "waits")
-        self.began: dict[str, float] = {}
-        self.took: dict[str, float] = {}
-        self.told: dict[str, float] = {}
-        self.start_time = time.perf_counter()
-
-    def __enter__(self) -> Progress:
-        from rich.live import Live
-
-        self.live = (
-            None if self.plain else Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
-        )
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-        if not self.began:
-            self.console.print("Nothing changed since the last run; ", end="")
-        self.console.print(f"total {_duration(time.perf_counter() - self.start_time)}")
-
-    def skip(self, stage: str) -> None:
-        self._set(stage, "unchanged")
-
-    def wait(self, stage: str, reason: str) -> None:
-        self._set(stage, f"due: {reason}")
-
-    def start(self, stage: str) -> None:
-        self.began[stage] = time.perf_counter()
-        self._set(stage, "starts")
-
-    def cell(self, stage: str, number: int, of: int) -> None:
-        now = time.perf_counter()
-        if not self.plain or now - self.told.get(stage, self.began[stage]) >= 10:
-            self.told[stage] = now
-            self._set(stage, f"cell {number}/{of}, {_duration(now - self.began[stage])}")
-
-    def finish(self, stage: str) -> None:
-        self.took[stage] = time.perf_counter() - self.began[stage]
-        self._set(stage, f"done in {_duration(self.took[stage])}")
-
-    def fail(self, stage: str, message: str) -> None:
-        self._set(stage, "failed")
-        if message:
-            self.console.print(message, markup=False, soft_wrap=True)
-
-    def _set(self, stage: str, state: str) -> None:
-        with self.lock:
-            self.state[stage] = state
-            if self.plain and state != "unchanged":
-                self.console.print(f"{stage:<20} {state}", markup=False, soft_wrap=True)
-
-    def _render(self) -> Any:
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        now = time.perf_counter()
-        for stage, state in self.state.items():
-            running = stage in self.began and state.startswith(("cell", "starts"))
-            elapsed = _duration(now - self.began[stage]) if running else ""
-            style = {"u": "dim", "w": "dim", "d": "", "c": "bold", "s": "bold", "f": "bold red"}[state[0]]
-            table.add_row(stage, state.split(",")[0] if running else state, elapsed, style=style)
-        return table
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(3.24), _duration(75)
-    ('3.2 s', '1 min 15 s')
-    """
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-
-
 # ---- the record of a run
 
 
@@ -673,22 +584,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-# ---- a job: one process that executes one notebook or builds the site
-
-
 def notebook_job(plan: Plan, stage: str, values: dict[str, Any], to: Path) -> dict[str, Any]:
     return {"notebook": str(plan.notebook(stage)), "to": str(to), "values": values}
-
-
-def start_job(job: dict[str, Any], root: Path, log: Any, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
-    """Start ``python -m recsys_utils.pipeline``: it tells its progress on stdout and ends when its stdin closes."""
-    environment = os.environ | _ONE_THREAD
-    environment |= {"PYTHONHASHSEED": "0", "RECSYS_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "recsys_utils.pipeline", json.dumps(job)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=keep_open,
-        start_new_session=True,  # Ctrl-C reaches the run, which then ends its processes in order
-    )  # fmt: skip
 
 
 def reference(plan: Plan, folder: Path) -> None:
@@ -712,90 +609,3 @@ def reference(plan: Plan, folder: Path) -> None:
 
     with ThreadPoolExecutor(plan.jobs) as pool:
         list(pool.map(one, plan.needs))
-
-
-def _job_main(text: str) -> int:
-    """The process of one job."""
-    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # whatever prints goes to the log, not between the messages
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def tell(**message: Any) -> None:
-        told.write(json.dumps(message) + "\n")
-
-    job = json.loads(text)
-    try:
-        if "site" in job:
-            from recsys_utils import report
-
-            report.assemble(Path(job["workspace"]), Path(job["site"]), job["order"])
-            return 0
-        return _execute_notebook(job, tell)
-    except InputError as error:
-        tell(error="InputError", message=str(error))
-    except Exception as error:
-        import traceback
-
-        tell(error=type(error).__name__, message=str(error), traceback=traceback.format_exc())
-    return 1
-
-
-def _execute_notebook(job: dict[str, Any], tell: Callable[..., None]) -> int:
-    import papermill
-    from papermill.engines import NBClientEngine, papermill_engines
-    from papermill.exceptions import PapermillExecutionError, strip_color
-
-    at = [0]
-
-    class Telling(NBClientEngine):  # type: ignore[misc]
-        """papermill's engine, which also tells which cell it is at."""
-
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
-            start = nb_man.cell_start
-
-            def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
-                at[0] = (cell_index or 0) + 1
-                tell(cell=at[0], of=len(nb_man.nb.cells))
-                start(cell, cell_index, **more)
-
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-    papermill_engines.register("telling", Telling)
-    notebook, to = Path(job["notebook"]), Path(job["to"])
-    try:
-        papermill.execute_notebook(
-            notebook, to, job["values"], engine_name="telling", kernel_name="python3", cwd=notebook.parent,
-            progress_bar=False, record_timing=False,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        traceback = strip_color("\n".join(error.traceback))
-        tell(error=error.ename, message=error.evalue, traceback=traceback, at=at[0])
-        return 1
-    _strip_metadata(to)
-    return 0
-
-
-def _strip_metadata(path: Path) -> None:
-    """Drop papermill's times and absolute paths from an executed notebook, so equal runs give equal files."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    for holder in (notebook, *notebook["cells"]):
-        for key in ("papermill", "execution", "widgets"):
-            holder["metadata"].pop(key, None)
-    for number, cell in enumerate(notebook["cells"]):
-        cell["id"] = f"cell-{number}"  # papermill gives its injected cell a random one
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of standard input, then end this process and, through nbclient's handlers, its kernel."""
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(3)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(_job_main(sys.argv[1]))

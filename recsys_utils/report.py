@@ -287,7 +287,7 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
         shutil.copytree(target / "figures", source / "figures", ignore=shutil.ignore_patterns("*.svg"))
         (source / "index.md").write_text(index, encoding="utf-8")
         for stage in order:
-            page = _folded((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))
+            page = _folded(_light((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8")))
             (source / "pages" / f"{stage}.ipynb").write_text(page, encoding="utf-8")
         app = Sphinx(
             source, None, site, site.with_name("doctrees"), "html", confoverrides=_CONFIG, status=None,
@@ -296,7 +296,7 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
         app.build()
         if app.statuscode:
             raise RuntimeError("Sphinx could not build the site; its messages are in the log")
-        unread = shutil.ignore_patterns("_sources", ".buildinfo", "objects.inv", "*.map")
+        unread = shutil.ignore_patterns("_sources", ".buildinfo", "objects.inv", "*.map", "locales")
         shutil.copytree(site, target, ignore=unread, dirs_exist_ok=True)
 
 

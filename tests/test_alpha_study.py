@@ -55,8 +55,9 @@ def study(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame]) 
 def run(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], jobs: int) -> AlphaStudy:
     data, splits, films, users = world
     settings = {"ease": [EASE(reg=20.0)], "item_knn": [ItemKNN(k=1), ItemKNN(k=20)]}
+    content = dict.fromkeys(users["fold"], ContentModel(films))
     return study_alpha(
-        data, splits, users, content=ContentModel(films), popularity=Popularity(), settings=settings, sizes=SIZES,
+        data, splits, users, content=content, popularity=Popularity(), settings=settings, sizes=SIZES,
         alpha_step=0.25, jobs=jobs,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ ROWS = [
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
     {"alpha_study", "diversity_study"},
-    {"figures", "stage", "report", "bundle", "pipeline", "cli"},
+    {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
 

@@ -1,0 +1,124 @@
+"""One process per notebook (or site): started by the pipeline, tells where it is, and takes its children with it.
+
+The process reads its job from the command line, writes one JSON message a line to standard output (everything printed
+goes to the log), and ends itself, the kernel and the kernel's workers when its standard input closes: whatever happens
+to the pipeline, nothing is left computing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recsys_utils.interfaces import InputError
+
+_NUMERIC_LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in _NUMERIC_LIBRARIES}
+
+
+def start_job(job: dict[str, Any], root: Path, log: Any, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """Start ``python -m recsys_utils.execute``: it tells its progress on stdout and ends when its stdin closes."""
+    environment = os.environ | _ONE_THREAD
+    environment |= {"PYTHONHASHSEED": "0", "RECSYS_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "recsys_utils.execute", json.dumps(job)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=keep_open,
+        start_new_session=True,  # Ctrl-C reaches the run, which then ends its processes in order
+    )  # fmt: skip
+
+
+def _job_main(text: str) -> int:
+    """The process of one job."""
+    told = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints goes to the log, not between the messages
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(**message: Any) -> None:
+        told.write(json.dumps(message) + "\n")
+
+    job = json.loads(text)
+    try:
+        if "site" in job:
+            from recsys_utils import report
+
+            report.assemble(Path(job["workspace"]), Path(job["site"]), job["order"])
+            return 0
+        return _execute_notebook(job, tell)
+    except InputError as error:
+        tell(error="InputError", message=str(error))
+    except Exception as error:
+        import traceback
+
+        tell(error=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+    return 1
+
+
+def _execute_notebook(job: dict[str, Any], tell: Callable[..., None]) -> int:
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.exceptions import PapermillExecutionError, strip_color
+
+    at = [0]
+
+    class Telling(NBClientEngine):  # type: ignore[misc]
+        """papermill's engine, which also tells which cell it is at."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+            start = nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
+                at[0] = (cell_index or 0) + 1
+                tell(cell=at[0], of=len(nb_man.nb.cells))
+                start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("telling", Telling)
+    notebook, to = Path(job["notebook"]), Path(job["to"])
+    try:
+        papermill.execute_notebook(
+            notebook, to, job["values"], engine_name="telling", kernel_name="python3", cwd=notebook.parent,
+            progress_bar=False, record_timing=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        traceback = strip_color("\n".join(error.traceback))
+        tell(error=error.ename, message=error.evalue, traceback=traceback, at=at[0])
+        return 1
+    _strip_metadata(to)
+    return 0
+
+
+def _strip_metadata(path: Path) -> None:
+    """Drop papermill's times and absolute paths from an executed notebook, so equal runs give equal files."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for holder in (notebook, *notebook["cells"]):
+        for key in ("papermill", "execution", "widgets"):
+            holder["metadata"].pop(key, None)
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{number}"  # papermill gives its injected cell a random one
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, then end every process below this one, and this one."""
+    import psutil
+
+    while os.read(0, 1024):
+        pass
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_job_main(sys.argv[1]))
