@@ -36,6 +36,7 @@ _NAMES = ("item", "imdb", "tmdb", "movielens", "title")  # meanings that can nam
 _SHOWN = 5
 _LIMIT = 100 << 20  # bytes of a file, or of a file in a zip
 _LONGEST = 1000  # characters of a cell that is used
+_MOST = 100_000  # rows
 # whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
 _UNREADABLE = (
     zipfile.BadZipFile,
@@ -275,6 +276,8 @@ def _sheet(content: bytes, name: str, scale: Scale, overruled: bool) -> Sheet:
         raise InputError(f"{name} lacks the column {lacks}: expected {FORMATS}; found {shown}.")
     if not rows:
         raise InputError(f"{name} holds no ratings, only the header {shown}; add a line per film.")
+    if len(rows) > _MOST:
+        raise InputError(f"{name} has {len(rows):,} rows; that is not one person's ratings (at most {_MOST:,}).")
     meant = [
         (where, {m: next((row[c] for c in cs.split("|") if row.get(c)), "") for m, cs in layout.columns.items()})
         for where, row in rows
@@ -286,6 +289,8 @@ def _sheet(content: bytes, name: str, scale: Scale, overruled: bool) -> Sheet:
     kept = [e for e in films if e.rating is not None or layout.views]
     if not kept:
         raise InputError(f"{name} ({layout.name}) holds no rated film in its {len(rows)} row(s).")
+    if layout.name == "Letterboxd export" and RATING not in present:
+        notes.append("Without ratings these count as films watched; a watchlist has the same columns, so give the other.")
     if len(films) < len(meant):
         notes.append(f"{len(meant) - len(films)} series, episodes or games are left out.")
     if len(kept) < len(films):

@@ -394,6 +394,7 @@ def test_the_latest_of_several_ratings_counts(given) -> None:  # type: ignore[no
         ("title,year,rating\n" + "x" * 10_000_000 + ",1995,4\n", "is not CSV: field larger"),
         ("x" * 10_000_000, "is not CSV: field larger"),
         (json.dumps([{"trakt": 1, "rating": 5, "title": "x" * 10_000_000}]), "has 10,000,000 characters"),
+        ("title,year,rating\n" + "Heat,1995,4\n" * 100_001, "has 100,001 rows; that is not one person's"),
         ("title,year,rating\nHeat," + "9" * 900 + ",4\n", "is not a year"),
     ],
 )  # fmt: skip
