@@ -290,7 +290,7 @@ def _sheet(content: bytes, name: str, scale: Scale, overruled: bool) -> Sheet:
     if not kept:
         raise InputError(f"{name} ({layout.name}) holds no rated film in its {len(rows)} row(s).")
     if layout.name == "Letterboxd export" and RATING not in present:
-        notes.append("Without ratings these count as films watched; a watchlist has the same columns, so give the other.")
+        notes.append("Without ratings these count as films watched (a watchlist has the same columns).")
     if len(films) < len(meant):
         notes.append(f"{len(meant) - len(films)} series, episodes or games are left out.")
     if len(kept) < len(films):
