@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,14 +78,22 @@ class Folder:
             )
 
     def read(self, members: Mapping[str, Member]) -> dict[str, bytes]:
-        """The content of members, checked."""
-        return {name: b"".join(self.chunks(name, pin)) for name, pin in members.items()}
+        """The content of members, checked; InputError when the archive is damaged."""
+        with self._damage():
+            return {name: b"".join(self.chunks(name, pin)) for name, pin in members.items()}
 
     def copy(self, name: str, pin: Member, target: Path) -> Path:
-        """Write a member to ``target`` without holding it in memory, checked; returns ``target``."""
-        with target.open("wb") as out:
+        """Write a member to ``target`` without holding it in memory, checked as in :meth:`read`; returns ``target``."""
+        with self._damage(), target.open("wb") as out:
             out.writelines(self.chunks(name, pin))
         return target
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except UNREADABLE as error:
+            raise InputError(f"{self.path} is damaged ({error}); fetch it anew.") from None
 
     def first_line(self, name: str) -> str:
         """The first line of a member, without byte order mark, quotes and line end."""

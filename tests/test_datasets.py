@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys_utils import archives, catalogue, datasets, ingest, movielens
 from recsys_utils.archives import Member
@@ -519,3 +521,22 @@ def test_readme_lists_the_pinned_checksums() -> None:
             rows |= {n: p.digest for n, p in (*layout.members.items(), *layout.extras.items()) if p.digest}
         for name, checksum in rows.items():
             assert any(name in line and checksum in line for line in listed.splitlines()), name
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4), st.floats(0.1, 1))
+def test_a_damaged_archive_is_read_or_refused_never_more(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]], keep: float
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    content = bytearray(pack(folder / "whole.zip", LATER, "x/").read_bytes())
+    for place, byte in changes:
+        content[int(place * (len(content) - 1))] = byte
+    archive = folder / "mine.zip"
+    archive.write_bytes(content[: int(len(content) * (1 if keep > 0.5 else keep))])
+    try:
+        got = ingest.build(fetch("ml-latest", archive=archive, raw=folder))
+    except InputError:
+        return
+    assert got.ratings["timestamp"].tolist() == [964982703, 964982704]
