@@ -87,10 +87,12 @@ def run(
 
 @app.command()
 def fetch(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="ml-100k, or another name of the registry")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="ml-100k, -latest-small, -latest, -1m, -10m, -20m, -25m, -32m")
+    ],
     archive: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="a local copy to take instead")] = None,
 ) -> None:
-    """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against pinned hashes."""
+    """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against known hashes."""
     from recsys_utils import datasets
     from recsys_utils.stage import project_root
 

@@ -339,9 +339,13 @@ def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = prin
         part = target.with_name(target.name + ".part")
         shutil.copyfile(archive, part)
         part.replace(target)
-    graph = fetched.graph.kind if fetched.graph else "absent"
-    where = f"{name} is at {target} ({fetched.source}, {fetched.archive.kind}; checksums match)"
-    return f"{where}; film graph: {graph}.\n{dataset.licence}"
+    layout, kind = fetched.archive.layout, fetched.archive.kind
+    fixed = layout.pinned or dataset.md5
+    checked = "checksums match" if fixed else f"SHA-256 {digest_of(target, 'sha256')}"
+    text = f"{name} is at {target} ({fetched.source}, {kind}; {checked})"
+    if dataset.mirror is not None:
+        text += f"; film graph: {fetched.graph.kind if fetched.graph else 'absent'}"
+    return f"{text}.\n{dataset.licence}"
 
 
 def _cache_name(dataset: Dataset, archive: Archive) -> str:

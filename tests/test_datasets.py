@@ -364,7 +364,12 @@ def test_fetch_command_keeps_a_verified_copy(tiny: Dataset, tmp_path: Path) -> N
     assert kept.read_bytes() == archive.read_bytes()
     assert str(kept) in text
     assert fetch("ml-100k", raw=tmp_path / "raw").source == "cache"
+    assert "checksums match" in text
     assert "nothing to fetch" in fetch_command("smoke", None, raw=tmp_path)
+    latest = pack(tmp_path / "l.zip", LATER, "")
+    said = fetch_command("ml-latest", latest, raw=tmp_path / "raw")
+    assert hashlib.sha256(latest.read_bytes()).hexdigest() in said
+    assert "graph" not in said
 
 
 def test_registry_states_terms_and_checksums_for_every_set() -> None:
