@@ -1,0 +1,63 @@
+"""The claims of README and the published results: that they hold, and that the code still produces them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "reports" / "published"
+KEY = ["protocol", "model", "variant", "segment", "metric"]
+
+
+@pytest.fixture(scope="module")
+def metrics() -> pd.DataFrame:
+    return pd.read_csv(PUBLISHED / "metrics.csv", keep_default_na=False)
+
+
+def value(metrics: pd.DataFrame, *key: str) -> float:
+    rows = metrics[(metrics[KEY] == list(key)).all(axis=1)]
+    assert len(rows) == 1, key
+    return float(rows["value"].iloc[0])
+
+
+def test_rating_errors_reach_the_published_peers(metrics: pd.DataFrame) -> None:
+    """Surprise's README has SVD .934 and its best neighbours .931 on other folds."""
+    assert value(metrics, "rating-cv5", "svd", "tuned", "all", "rmse") <= 0.935
+    assert value(metrics, "rating-cv5", "knn", "tuned", "all", "rmse") <= 0.922
+
+
+def test_every_model_stands_under_the_ranking_protocols(metrics: pd.DataFrame) -> None:
+    models = {"popularity", "content", "svd", "knn", "item_knn", "ease", "blend"}
+    for protocol in ("ranking-last20", "ranking-stratified", "profile-size"):
+        rows = metrics[(metrics["protocol"] == protocol) & (metrics["metric"] == "ndcg@10")]
+        assert models <= set(rows["model"]), protocol
+
+
+def test_every_row_has_an_interval_around_its_value_and_users_behind_it(metrics: pd.DataFrame) -> None:
+    assert (metrics["ci_low"] <= metrics["value"]).all()
+    assert (metrics["value"] <= metrics["ci_high"]).all()
+    assert (metrics["n"] > 0).all()
+
+
+def test_intervals_of_findings_hold_their_values() -> None:
+    findings = json.loads((PUBLISHED / "findings.json").read_text(encoding="utf-8"))
+    assert {"alpha-curve", "svd-or-knn", "diversity-strategy"} <= {finding["id"] for finding in findings}
+    for finding in findings:
+        for row in finding["evidence"]:
+            assert row["ci_low"] <= row["value"] <= row["ci_high"], (finding["id"], row)
+
+
+@pytest.mark.slow
+def test_the_code_still_gives_the_published_numbers() -> None:
+    """Same commit, data and parameters: byte for byte (on the platform that published them)."""
+    command = [sys.executable, "-m", "recsys_utils.cli", "run", "params/ml-100k.yaml", "--name", "again"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    again = ROOT / "reports" / "again"
+    assert (again / "findings.json").read_bytes() == (PUBLISHED / "findings.json").read_bytes()
+    assert (again / "tables" / "metrics.csv").read_bytes() == (PUBLISHED / "metrics.csv").read_bytes()
