@@ -29,7 +29,7 @@ _LOOKS = {
 
 
 def theme() -> None:
-    """Apply the house theme: light grid, no top/right spines, sizes that stay legible in print, tables of four decimals."""
+    """Apply the house theme: light grid, no top/right spines, sizes legible in print, tables of four decimals."""
     if (shell := get_ipython()) is not None:
         shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, table_html)
     mpl.rcParams.update(
