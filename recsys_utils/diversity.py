@@ -27,6 +27,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.blend import candidates
 from recsys_utils.interfaces import InputError, Scores, child_seed
+from recsys_utils.metrics import genre_matrix
 
 MID_RANK = (0.5, 0.8)  # the stretch of the ranking that classic exploration draws from
 FEW_RATINGS = 2  # a genre with fewer ratings than this is new to the user
@@ -228,17 +229,3 @@ def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
     return mixed
-
-
-def genre_matrix(genres: Sequence[Sequence[str]]) -> tuple[csr_matrix, list[str]]:
-    """(I, G) float32 csr, 1 where the film has the genre, and the names of the columns in alphabetical order.
-
-    >>> matrix, names = genre_matrix([["Comedy", "Action"], [], ["Comedy"]])
-    >>> matrix.toarray().tolist(), names
-    ([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]], ['Action', 'Comedy'])
-    """
-    names = sorted({name for film in genres for name in film})
-    column = {name: place for place, name in enumerate(names)}
-    pairs = [(row, column[name]) for row, film in enumerate(genres) for name in set(film)]
-    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
-    return csr_matrix((np.ones(len(pairs), np.float32), (rows, columns)), shape=(len(genres), len(names))), names

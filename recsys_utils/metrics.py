@@ -177,7 +177,8 @@ class ItemTraits:
     ) -> ItemTraits:
         """Count ``train``; ``genres`` gives each film's genre names in catalogue order."""
         users = int(np.unique(train.user).size)
-        return cls(item_counts(train.user_item), users, genre_matrix(genres), spaces or {})
+        kinds = genre_matrix(list(genres))[0].toarray().astype(float)
+        return cls(item_counts(train.user_item), users, kinds, spaces or {})
 
     @property
     def share(self) -> NDArray[np.float64]:
@@ -185,18 +186,18 @@ class ItemTraits:
         return np.maximum(self.counts, 1) / self.users
 
 
-def genre_matrix(genres: Iterable[Sequence[str]]) -> NDArray[np.float64]:
-    """(I, G) float64 of 0 and 1, one column per genre name in alphabetical order.
+def genre_matrix(genres: Sequence[Sequence[str]]) -> tuple[csr_matrix, list[str]]:
+    """(I, G) float32 csr, 1 where the film has the genre, and the names of the columns in alphabetical order.
 
-    >>> genre_matrix([["Drama"], ["Comedy", "Drama"], []]).tolist()
-    [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    >>> matrix, names = genre_matrix([["Comedy", "Action"], [], ["Comedy"]])
+    >>> matrix.toarray().tolist(), names
+    ([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]], ['Action', 'Comedy'])
     """
-    rows = [set(names) for names in genres]
-    columns = {name: column for column, name in enumerate(sorted(set().union(*rows)))}
-    matrix = np.zeros((len(rows), len(columns)))
-    for row, names in enumerate(rows):
-        matrix[row, [columns[name] for name in names]] = 1
-    return matrix
+    names = sorted({name for film in genres for name in film})
+    column = {name: place for place, name in enumerate(names)}
+    pairs = [(row, column[name]) for row, film in enumerate(genres) for name in set(film)]
+    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
+    return csr_matrix((np.ones(len(pairs), np.float32), (rows, columns)), shape=(len(genres), len(names))), names
 
 
 def list_metrics(

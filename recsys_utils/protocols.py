@@ -259,13 +259,6 @@ def _case(data: Interactions, train: Interactions, users: Rows, profile: Mask, t
     )  # fmt: skip
 
 
-def rating_cv(data: Interactions, splits: pd.DataFrame) -> Iterator[tuple[int, Interactions, Interactions]]:
-    """rating-cv5: (fold, train, test) for every rating fold; each rating is tested once."""
-    fold = splits["rating_fold"].to_numpy()
-    for number in np.unique(fold):
-        yield int(number), data.where(fold != number), data.where(fold == number)
-
-
 def warm_split(
     data: Interactions, test: ArrayLike, *, hidden: ArrayLike | None = None, time_ordered: bool = False
 ) -> Case:

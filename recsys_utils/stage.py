@@ -16,7 +16,6 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
-METRIC_KEY = METRIC_COLUMNS[:6]
 EVIDENCE_COLUMNS = ["metric", "value", "ci_low", "ci_high", "n"]
 Confidence = Literal["high", "medium", "low", "undecided"]
 
@@ -142,9 +141,9 @@ class Stage:
             raise ValueError(f"metric rows lack {', '.join(missing)}")
         rows = rows[METRIC_COLUMNS]
         everything = pd.concat([*self._metrics, rows], ignore_index=True)
-        twice = everything.duplicated(METRIC_KEY)
+        twice = everything.duplicated(METRIC_COLUMNS[:6])
         if twice.any():
-            raise ValueError(f"metric row given twice: {everything.loc[twice, METRIC_KEY].iloc[0].to_dict()}")
+            raise ValueError(f"metric row given twice: {everything.loc[twice, METRIC_COLUMNS[:6]].iloc[0].to_dict()}")
         bare = rows[["value", "ci_low", "ci_high", "n"]].isna().any(axis=1)
         if bare.any():
             raise ValueError(f"metric row without value, interval or n: {rows[bare].iloc[0].to_dict()}")

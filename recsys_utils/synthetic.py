@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, child_rng
 
@@ -245,10 +244,3 @@ def _times(size: Size, user: NDArray[np.int64], appeal: NDArray[np.float64]) -> 
     stamps = np.empty(len(user), np.int64)
     stamps[order] = arrival[user[order]] + elapsed - np.repeat(elapsed[first], np.diff(np.r_[first, len(user)]))
     return stamps
-
-
-def observed(data: Synthetic) -> csr_matrix:
-    """(U, I) matrix of the generated ratings; rows and columns as in the truth arrays."""
-    users = pd.Index(_user_ids(data.size.users)).get_indexer(pd.Index(data.ratings[USER]))
-    items = pd.Index(data.items[ITEM]).get_indexer(pd.Index(data.ratings[ITEM]))
-    return csr_matrix((data.ratings[RATING], (users, items)), shape=(data.size.users, data.size.items))

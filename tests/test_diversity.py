@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from recsys_utils.diversity import STRATEGIES, Catalogue, Lists, Ranking, genre_matrix, places, rerank
+from recsys_utils.diversity import STRATEGIES, Catalogue, Lists, Ranking, places, rerank
 from recsys_utils.interfaces import InputError
-from recsys_utils.metrics import top_k
+from recsys_utils.metrics import genre_matrix, top_k
 
 K = 10
 RANDOM = [s for s in STRATEGIES if s.startswith(("genre", "mid-rank"))]

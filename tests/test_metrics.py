@@ -172,7 +172,7 @@ def test_moving_a_hit_up_never_hurts(problem):
 
 DRAMA, COMEDY = ["Drama"], ["Comedy"]
 GENRES = [DRAMA, COMEDY, ["Comedy", "Drama"], []]
-TRAITS = ItemTraits(np.array([4, 2, 1, 0]), users=8, genres=metrics.genre_matrix(GENRES))
+TRAITS = ItemTraits(np.array([4, 2, 1, 0]), users=8, genres=metrics.genre_matrix(GENRES)[0].toarray())
 
 
 def of_list(films: list[int], *, profile: Sequence[int] = (), relevant: Sequence[int] = ()) -> dict[str, float]:

@@ -12,7 +12,7 @@ from surprise.model_selection import cross_validate
 from recsys_utils import catalogue, datasets
 from recsys_utils.interactions import Interactions, item_counts, sessions
 from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.synthetic import SMOKE, Size, Synthetic, generate, observed
+from recsys_utils.synthetic import SMOKE, Size, Synthetic, generate
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,12 @@ def test_content_carries_the_planted_share_of_the_factors() -> None:
     assert explained(0.0) < 0.05
 
 
-def test_collaborative_filtering_recovers_taste(data: Synthetic) -> None:
+def test_collaborative_filtering_recovers_taste(data: Synthetic, ratings: Interactions) -> None:
     """An SVD comes closer to the truth than the biases alone can, and not below the noise."""
     table = Dataset.load_from_df(data.ratings[["user_id", "item_id", "rating"]], Reader(rating_scale=(1, 5)))
     model = SVD(n_factors=10, n_epochs=60, lr_all=0.01, reg_all=0.05, random_state=0)
     svd = cross_validate(model, table, ["rmse"], cv=3)["test_rmse"].mean()
-    matrix = observed(data).toarray()
+    matrix = ratings.user_item.toarray()
     rated = matrix > 0
     biases = np.clip(data.expected() - data.user_factors @ data.item_factors.T, 1, 5)
     floor = np.sqrt(((np.clip(data.expected(), 1, 5) - matrix)[rated] ** 2).mean())
@@ -96,7 +96,7 @@ def test_appeal_and_taste_decide_what_is_seen(data: Synthetic, ratings: Interact
     top_tenth = np.sort(counts)[::-1][: len(counts) // 10].sum() / counts.sum()
     assert top_tenth > 0.2  # a uniform choice would give 0.1
     taste = data.user_factors @ data.item_factors.T
-    rated = observed(data).toarray() > 0
+    rated = ratings.user_item.toarray() > 0
     assert taste[rated].mean() > taste[~rated].mean() + 0.2
 
 
