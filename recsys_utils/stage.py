@@ -16,7 +16,7 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
-EVIDENCE_COLUMNS = ["metric", "value", "ci_low", "ci_high", "n"]
+METRIC_KEY = METRIC_COLUMNS[:6]
 Confidence = Literal["high", "medium", "low", "undecided"]
 
 
@@ -141,9 +141,9 @@ class Stage:
             raise ValueError(f"metric rows lack {', '.join(missing)}")
         rows = rows[METRIC_COLUMNS]
         everything = pd.concat([*self._metrics, rows], ignore_index=True)
-        twice = everything.duplicated(METRIC_COLUMNS[:6])
+        twice = everything.duplicated(METRIC_KEY)
         if twice.any():
-            raise ValueError(f"metric row given twice: {everything.loc[twice, METRIC_COLUMNS[:6]].iloc[0].to_dict()}")
+            raise ValueError(f"metric row given twice: {everything.loc[twice, METRIC_KEY].iloc[0].to_dict()}")
         bare = rows[["value", "ci_low", "ci_high", "n"]].isna().any(axis=1)
         if bare.any():
             raise ValueError(f"metric row without value, interval or n: {rows[bare].iloc[0].to_dict()}")
@@ -156,7 +156,7 @@ class Stage:
         """Show and record an answer; ``evidence`` rows carry metric, value, ci_low, ci_high, n."""
         if not evidence:
             raise ValueError(f"finding {id!r} has no evidence")
-        rows = [{c: _plain(row[c]) for c in EVIDENCE_COLUMNS} for row in evidence]
+        rows = [{c: _plain(row[c]) for c in ("metric", *METRIC_COLUMNS[6:])} for row in evidence]
         if any(f["id"] == id for f in self._findings):
             raise ValueError(f"finding {id!r} is given twice")
         self._findings.append(
