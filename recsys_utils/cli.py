@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
@@ -134,14 +135,16 @@ def recommend(
 
 
 def _newest_bundle() -> Path:
+    """Of the newest finished run; generated films only where no run has real ones."""
     from recsys_utils.stage import project_root
+
+    def newest_real_first(run: Path) -> tuple[bool, float]:
+        return json.loads(run.read_text(encoding="utf-8"))["data"].get("dataset") != "smoke", run.stat().st_mtime
 
     finished = [run for run in (project_root() / "reports").glob("*/run.json") if (run.parent / "bundle").is_dir()]
     if not finished:
-        raise InputError(
-            "There is no finished run to take a bundle from: `make report` makes one, or give --bundle DIR."
-        )
-    return max(finished, key=lambda run: run.stat().st_mtime).parent / "bundle"
+        raise InputError("There is no finished run to take a bundle from: run `make report`, or give --bundle DIR.")
+    return max(finished, key=newest_real_first).parent / "bundle"
 
 
 def _print_table(films: pd.DataFrame, more: list[str]) -> None:

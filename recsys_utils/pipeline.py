@@ -504,13 +504,9 @@ def _locked(plan: Plan) -> Iterator[int]:
 
 
 def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    import psutil
+
+    return pid.isdigit() and bool(psutil.pid_exists(int(pid)))
 
 
 def _clean_up(plan: Plan) -> None:
