@@ -54,7 +54,7 @@ Part = Literal["validation", "test"]
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 NDCG = "ndcg@10"
-FROM_SIZE, TO_SIZE = 1, 30  # choices and the primary contrast average over the profile sizes in this range
+FROM_SIZE, TO_SIZE = 1, 30  # contrasts average over these sizes; choices over all from 1 on, for they serve everyone
 WITH_POPULARITY = "popularity+"
 CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid
 SERIES = ["order", "model", "cf", "curve"]
@@ -122,8 +122,8 @@ def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, 
 
 
 def curve_value(curve: AlphaCurve, surface: Floats, sizes: Positions, alphas: Floats) -> float:
-    """Mean over the sizes from 1 to 30, equal weights, of the surface at the grid's alpha nearest to the curve's."""
-    counted = (sizes >= FROM_SIZE) & (sizes <= TO_SIZE)
+    """Mean over all sizes from 1 on, equal weights, of the surface at the grid's alpha nearest to the curve's."""
+    counted = sizes >= FROM_SIZE
     nearest = np.abs(curve(sizes[counted])[:, None] - alphas).argmin(axis=1)
     return float(surface[counted, nearest].mean())
 
@@ -193,7 +193,7 @@ class AlphaStudy:
         return pd.concat(parts, ignore_index=True)
 
     def pairs(self, order: str = "random") -> list[tuple[str, AlphaCurve, float]]:
-        """Every declared (cf, curve) with its validation ndcg@10, mean over n = 1..30, all folds; best first."""
+        """Every declared (cf, curve) with its validation ndcg@10, mean over folds and sizes from 1 on; best first."""
         found = []
         for cf in self.settings["cf"].unique():
             grid = surface_of(self.validation, order, cf)
@@ -219,7 +219,7 @@ def study_alpha(
     splits, users : see ``protocols``
     content : per user fold, so that its fields can be chosen without the fold's users
     settings : unfitted candidates per collaborative model; the fold takes the one best on its validation users (by
-        itself, n = 1..30, first random order)
+        itself, all sizes from 1 on, first random order)
     sizes : profile sizes; at 0 all get popularity
     alpha_step : grid of weights from 0 to 1
     """
@@ -287,8 +287,8 @@ def _study_fold(
 
 
 def _mean(measured: Measured, signal: str) -> float:
-    """Mean over the sizes from 1 to 30 of a signal's only column."""
-    means = [np.nanmean(surfaces[signal]) for n, (_, surfaces) in measured.items() if FROM_SIZE <= n <= TO_SIZE]
+    """Mean over all sizes from 1 on of a signal's only column."""
+    means = [np.nanmean(surfaces[signal]) for n, (_, surfaces) in measured.items() if n >= FROM_SIZE]
     return float(np.mean(means))
 
 

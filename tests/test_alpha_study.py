@@ -70,10 +70,10 @@ def test_learned_takes_the_best_weight_at_each_size_and_the_lower_of_two() -> No
     assert set(tuned) == {"classic", "step", "linear", "sigmoid", "learned"}
 
 
-def test_curve_value_weighs_sizes_equally_and_stops_at_thirty() -> None:
-    surface = np.array([[0.1, 0.2], [0.3, 0.5], [9.0, 9.0]])
-    # step: 0 at n = 1, .7 at n = 20, whose nearest grid alpha is 1; n = 50 does not count
-    assert curve_value(CURVES["step"], surface, np.array([1, 20, 50]), np.array([0.0, 1.0])) == (0.1 + 0.5) / 2
+def test_curve_value_weighs_all_sizes_but_the_empty_profile_equally() -> None:
+    surface = np.array([[9.0, 9.0], [0.1, 0.2], [0.3, 0.5]])
+    # step: 0 at n = 1, .7 at n = 20, whose nearest grid alpha is 1; n = 0 does not count
+    assert curve_value(CURVES["step"], surface, np.array([0, 1, 20]), np.array([0.0, 1.0])) == (0.1 + 0.5) / 2
 
 
 def test_no_like_means_popularity_at_every_weight() -> None:
