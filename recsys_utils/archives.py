@@ -60,7 +60,8 @@ class Folder:
         """
         inner = name if self.name == "." else f"{self.name}/{name}"
         with zipfile.ZipFile(self.path) as bundle:
-            info = bundle.getinfo(inner)
+            # not getinfo: some tools write entries as ./folder/name
+            info = next(i for i in bundle.infolist() if PurePosixPath(i.filename) == PurePosixPath(inner))
             size = info.file_size  # zipfile never yields more than is declared here
             if size > _MIB + (4 * pin.size if pin.size else _RATIO * info.compress_size):
                 known = f"{pin.size:,} are published" if pin.size else f"{info.compress_size:,} are packed"

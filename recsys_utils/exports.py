@@ -300,9 +300,10 @@ def _sheet(content: bytes, name: str, scale: Scale, overruled: bool) -> Sheet:
 
 def csv_rows(text: str, name: str) -> tuple[list[str], Rows]:
     """The header in lower case, and the non-empty rows with their line numbers."""
-    first = text.lstrip().splitlines()[0]
+    text = text.strip("\r\n ")  # not tabs: they may hold an empty last field
+    first = text.splitlines()[0]
     separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text.strip(), newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows = []
     try:
         for row in reader:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -306,8 +306,11 @@ def _decisions(path: Path, known: set[str]) -> dict[tuple[str, ...], str]:
 
 def _write_review(path: Path, entries: Iterable[Entry], decided: Mapping[tuple[str, ...], str]) -> None:
     """Films still open (item_id empty) and those decided before, once each."""
-    lines = {
+    lines: dict[tuple[str, ...], tuple[Any, ...]] = {k: (*k, None, "", item) for k, item in decided.items()}
+    lines |= {
         e.key: (*e.key, e.rating, e.reason.strip(" ()"), decided.get(e.key, ""))
         for e in entries if not e.item or e.key in decided
     }  # fmt: skip
-    pd.DataFrame(lines.values(), columns=REVIEW).to_csv(path, index=False, lineterminator="\n")
+    part = path.with_name(f"{path.name}.part")
+    pd.DataFrame(lines.values(), columns=REVIEW).to_csv(part, index=False, lineterminator="\n")
+    part.replace(path)

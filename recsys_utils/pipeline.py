@@ -481,7 +481,8 @@ def _locked(plan: Plan) -> Iterator[int]:
     folder = plan.workspace
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with contextlib.ExitStack() as leaving:
+        leaving.callback(os.close, lock)
         for attempt in range(50):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -494,13 +495,11 @@ def _locked(plan: Plan) -> Iterator[int]:
                         "another name with --name."
                     ) from None
                 time.sleep(0.2)
+        leaving.callback(_remove_if_empty, plan)  # runs before the lock is given back, and only by who had it
         os.truncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         _clean_up(plan)
         yield lock
-    finally:
-        os.close(lock)
-        _remove_if_empty(plan)
 
 
 def _alive(pid: str) -> bool:

@@ -92,7 +92,7 @@ def read(url: URL) -> pd.DataFrame:
     except _FAILURES as error:
         raise Unreachable(f"The ratings store {_shown(url)} can't be read: {_reason(error, url)}.") from None
     found = pd.DataFrame(rows, columns=[USER, "movie_id", RATING, "created_at"])
-    numbers = found[["movie_id", RATING]].apply(pd.to_numeric, errors="coerce")
+    numbers = found[["movie_id", RATING]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
     bad = numbers.isna().any(axis=1) | found[USER].isna() | (numbers["movie_id"] % 1 != 0) | np.isinf(numbers[RATING])
     if bad.any():
         shown = found.loc[bad, ["movie_id", RATING]].iloc[0].tolist()

@@ -106,6 +106,7 @@ class Ladder:
         """
         if n < 1:
             raise InputError(f"A list holds at least one film; got n = {n}.")
+        n = min(n, len(self.items))
         blocks = [slice(start, start + BLOCK) for start in range(0, max(1, len(users)), BLOCK)]
         return pd.concat([self._block(profiles[b], users[b], n, explain) for b in blocks], ignore_index=True)
 

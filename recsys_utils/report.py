@@ -25,12 +25,12 @@ PUBLISHED_LIMIT = 4_000_000  # bytes
 BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
 MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
-    "ease": "EASE", "blend": "blend (content + CF)",
+    "ease": "EASE", "blend": "blend as shipped (content + CF)",
 }  # fmt: skip
 # (protocol, metric, column title, words by which the variant that stands for a model is preferred)
 HEADLINE = (
     ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
-    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "diversity=none", "alpha=")),
+    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("diversity=none", "alpha=learned", "alpha=")),
 )
 KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "alpha_curves": "Ranking quality by profile size for the learned and the classic curves and the baselines",
@@ -46,13 +46,10 @@ html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --ps
 h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
 .intro p { font-size: 1.12rem; line-height: 1.6; color: var(--pst-color-text-muted); }
 .finding.container { max-width: none; border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da;
-  border-radius: .4rem;
-  padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
-.finding .container { padding: 0; max-width: none; }
-.finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+  border-radius: .4rem; padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
+.finding .container { padding: 0; max-width: none; } .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
 .headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
-.headline.container { padding: 0; max-width: none; }
-.confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
+.headline.container { padding: 0; max-width: none; } .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
 .pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
 .cell_output table { border: 0; border-collapse: collapse; margin: .5rem 0 1rem; }
@@ -64,7 +61,10 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
 .cell_output img, img { max-width: 100%; height: auto; }
 math { font-size: 1.08em; } div.math { display: block; overflow-x: auto; padding: .4rem 0; text-align: center; }
 div.cell details.hide { margin: .2rem 0; } div.cell details.hide summary { font-size: .8rem; opacity: .75; }
-@media (max-width: 600px) { .finding.container { padding: .7rem .8rem .2rem; } .intro p { font-size: 1.03rem; } }
+@media (max-width: 600px) { figure, .cell_output { overflow-x: auto; }
+  figure img, .cell_output img { min-width: 42rem; } .headline table { font-size: .72rem; }
+  .headline td, .headline th { padding: .3rem !important; }
+  .finding.container { padding: .7rem .8rem .2rem; } .intro p { font-size: 1.03rem; } }
 @media print { .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, details.hide, .prev-next-footer
   { display: none !important; } .finding { border-color: #999; } a { color: inherit; } }
 """
