@@ -39,7 +39,6 @@ KEY_FIGURES = {  # on the first page, in this order; README shows the first
 }
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
-:root { --pst-font-size-base: 16px; }
 html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
 .bd-main .bd-content .bd-article-container { max-width: 62rem; }
 .bd-header { display: none !important; }
@@ -47,9 +46,10 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
 .intro p { font-size: 1.12rem; line-height: 1.6; color: var(--pst-color-text-muted); }
 .finding.container { max-width: none; border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da;
   border-radius: .4rem; padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
-.finding .container { padding: 0; max-width: none; } .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+.finding .container, .headline.container { padding: 0; max-width: none; }
+.finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
 .headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
-.headline.container { padding: 0; max-width: none; } .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
+.confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
 .pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
 .cell_output table { border: 0; border-collapse: collapse; margin: .5rem 0 1rem; }
