@@ -559,3 +559,21 @@ def test_real_letterboxd_exports_match(shared_data: Path, latest_small: pd.DataF
     ]  # fmt: skip
     assert len(own.frame) + len(own.unmatched) == len(matched)
     assert len(own.frame) >= 0.95 * (len(own.frame) + len(missed))
+
+
+def test_a_review_keeps_what_was_decided_for_films_of_another_file(tmp_path: Path) -> None:
+    first, second, review = tmp_path / "1.csv", tmp_path / "2.csv", tmp_path / "review.csv"
+    first.write_text("title,year,rating\nHeat,1995,5\nNo Such Film,1999,4\n", encoding="utf-8")
+    second.write_text("title,year,rating\nHeat,1995,5\nAnother Lost One,1998,3\n", encoding="utf-8")
+    own_ratings.read(first, FILMS, SCALE, review=review)
+    table = pd.read_csv(review, dtype=str, keep_default_na=False)
+    table.assign(item_id="none").to_csv(review, index=False)
+    own_ratings.read(second, FILMS, SCALE, review=review)
+    kept = pd.read_csv(review, dtype=str, keep_default_na=False).set_index("title")["item_id"]
+    assert kept.to_dict() == {"No Such Film": "none", "Another Lost One": ""}
+
+
+def test_a_tab_separated_table_may_end_in_an_empty_field(tmp_path: Path) -> None:
+    table = tmp_path / "tabs.tsv"
+    table.write_text("title\trating\tyear\nHeat\t5\t1995\nFargo\t4\t\n", encoding="utf-8")
+    assert sorted(own_ratings.read(table, FILMS, SCALE).frame["item_id"]) == ["20", "30"]

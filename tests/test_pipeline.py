@@ -271,6 +271,16 @@ def test_two_runs_of_one_name_do_not_meet(project: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_refused_run_leaves_the_first_ones_workspace_and_lock(project: Path) -> None:
+    first = plan(project)
+    with pipeline._locked(first):  # before its first stage has made a folder
+        for _ in range(2):
+            with pytest.raises(InputError, match="in progress"), pipeline._locked(first):
+                pass
+        assert (first.workspace / ".lock").exists()
+    assert not first.workspace.exists(), "a run without a finished stage leaves no trace"
+
+
 def test_an_edit_while_a_stage_runs_makes_it_due_again(project: Path) -> None:
     notebook(project / "notebooks/b.ipynb", SLOW)
     begun = project / "data/processed/toy/.b.tmp/begun"

@@ -124,6 +124,13 @@ def test_a_real_rating_wins_a_conflict(store: str) -> None:
     assert both.set_index(["user_id", "item_id"])["rating"].to_dict() == expected
 
 
+def test_an_empty_store_adds_nothing(store: str) -> None:
+    write(store_url(store), ratings())
+    assert read(store_url(store)).empty
+    both = merge_store(SEED, ITEMS, store=store, required=True, scale=SCALE).ratings
+    assert both.equals(SEED)
+
+
 def test_tables_made_by_others_are_read(store: str) -> None:
     """Other types for ids and dates, more columns, no key."""
     execute(
