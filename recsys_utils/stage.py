@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from recsys_utils import figures
+from recsys_utils.content import FIELDS
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
 
@@ -89,6 +90,14 @@ class Stage:
         """What 01_ingest recorded about the data set (name, scale, licence, hashes, what it lacks)."""
         meta: dict[str, Any] = self.read_json("01_ingest", "meta.json")
         return meta
+
+    def has(self, what: Literal["time", "genres", "text"]) -> bool:
+        """Whether the data have time stamps, genres, or any film metadata at all: stages degrade by it and say so."""
+        if what == "time":
+            return bool(self.meta["has_time"])
+        items = self.items()
+        fields = ("genres",) if what == "genres" else FIELDS
+        return any(items[field].map(len).any() for field in fields)
 
     def interactions(self) -> Interactions:
         scale = Scale(**self.meta["scale"])

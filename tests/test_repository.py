@@ -161,8 +161,11 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
+LINES = 8_200  # why not fewer: CHANGELOG.md
+
+
 def test_the_package_stays_small() -> None:
-    assert sum(code_lines(path) for path in (ROOT / "recsys_utils").glob("*.py")) <= 6000
+    assert sum(code_lines(path) for path in (ROOT / "recsys_utils").glob("*.py")) <= LINES
 
 
 def test_licence_and_data_sources_are_stated() -> None:
