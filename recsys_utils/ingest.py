@@ -25,6 +25,10 @@ _GRAPH = Source(
 )
 
 
+FEWEST = 10
+"""Ratings below which no protocol tests a user: five to know and five to find."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """What a data set holds, in the study's columns.
@@ -86,6 +90,8 @@ def build(
     ['user_id', 'item_id', 'rating', 'timestamp']
     """
     dataset, archive = fetched.dataset, fetched.archive
+    if fetched.own is not None:
+        return Tables(fetched.own.ratings, catalogue.merge(fetched.own.items))
     if dataset.synthetic is not None:
         truth = synthetic.generate(dataset.synthetic)
         return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth)
@@ -106,6 +112,29 @@ def build(
         walk = crosswalk.match(films, others, crosswalk.read_review(review, films, others) if review else None)
     facts = _facts(fetched, films, sources, later, walk)
     return Tables(ratings, catalogue.merge(films, facts), walk, others, notes=tuple(notes))
+
+
+def limits(items: pd.DataFrame, ratings: pd.DataFrame, *, has_time: bool, noun: str) -> list[str]:
+    """What a study of these data can't answer, and what it does instead: a sentence for each thing they lack.
+
+    >>> films = catalogue.merge(pd.DataFrame({"item_id": ["1"], "title": ["Heat"], "year": [1995]})).items
+    >>> for sentence in limits(films, pd.DataFrame({"user_id": ["a"] * 12}), has_time=True, noun="film"):
+    ...     print(sentence)
+    Nothing is known about a film but its id and title: there is no content model, and no answer on what content adds.
+    """
+    few = int((ratings[USER].value_counts() < FEWEST).sum())
+    genres, text = (any(items[list(fields)].map(len).any()) for fields in (("genres",), (*catalogue.LISTS, "overview")))
+    found = {
+        "There are no time stamps: nothing is tested on the future, each user's last fifth is a random fifth, and "
+        "profiles grow in random order only.": not has_time,
+        f"Nothing is known about a {noun} but its id and title: there is no content model, and no answer on what "
+        "content adds.": not text,
+        f"No {noun} has a genre: genre strategies, genre distances and calibration are left out.": text and not genres,
+        f"No {noun} has a title: lists show ids.": bool((items["title"] == items[ITEM]).all()),
+        f"{few:,} of {ratings[USER].nunique():,} users have fewer than {FEWEST} ratings, too few to be tested: models "
+        "learn from them, but no number says how well they are served.": few > 0,
+    }
+    return [sentence for sentence, holds in found.items() if holds]
 
 
 def _ratings(fetched: Fetched) -> pd.DataFrame:

@@ -148,6 +148,10 @@ def index_page(
             f":::{{container}} headline\n{table}\n:::",
             *_key_figures(report),
         ]
+    if limits := data.get("limits"):
+        parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
+    if (noun := data.get("noun", "film")) != "film":
+        parts += [f"Where the fixed text of a notebook speaks of a *film*, it means a *{noun}* of these data.\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
