@@ -359,7 +359,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def publish(report: Path, target: Path) -> int:
-    """Copy a report's findings, metrics, decisions, README's figure and executed notebooks; returns their size in bytes.
+    """Copy a report's findings, metrics, decisions, README's figure and executed notebooks; returns their size.
 
     Raises
     ------

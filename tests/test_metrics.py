@@ -135,7 +135,7 @@ def test_ndcg_agrees_with_scikit_learn():
 
 
 def test_the_other_metrics_agree_with_scikit_learn():
-    """Recall and hits from the top 10 as a set; mrr and map from rankings cut where scikit-learn's definition agrees."""
+    """Recall and hits from the top 10 as a set; mrr and map from rankings cut where definitions agree."""
     rng = np.random.default_rng(2)
     scores = rng.permuted(np.tile(np.arange(60, dtype=np.float32), (200, 1)), axis=1)
     relevant = rng.random((200, 60)) < rng.choice([0.03, 0.1, 0.6], (200, 1))
