@@ -150,7 +150,7 @@ class Export(_Section):
 
 
 class Findings(_Section):
-    pass
+    beside: str = ""
 
 
 class Parameters(_Section):
@@ -179,7 +179,11 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
+<<<<<<< HEAD
     ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"),
+=======
+    ("10_export", "own_ratings"), ("11_findings", "beside"),
+>>>>>>> main
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 
