@@ -179,11 +179,7 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-<<<<<<< HEAD
-    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"),
-=======
-    ("10_export", "own_ratings"), ("11_findings", "beside"),
->>>>>>> main
+    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 
