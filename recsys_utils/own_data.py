@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recsys_utils.archives import UNREADABLE
-from recsys_utils.catalogue import IDS, LISTS
+from recsys_utils.catalogue import LISTS
 from recsys_utils.exports import decoded, parse_scale
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
 
@@ -48,7 +48,8 @@ NAMES = {  # lower case, letters and digits only
     "imdb_id": r"imdbid",
     "tmdb_id": r"tmdbid",
 }
-_RATINGS, _FACTS = (USER, ITEM, RATING, TIMESTAMP), (ITEM, "title", "year", *LISTS, "overview", *IDS)
+_IDS = ("imdb_id", "tmdb_id")
+_RATINGS, _FACTS = (USER, ITEM, RATING, TIMESTAMP), (ITEM, "title", "year", *LISTS, "overview", *_IDS)
 _LIMIT = 4 << 30  # bytes of a table, unpacked
 _LONGEST = 1000  # characters of an id
 _DISCRETE = 25  # at most so many different ratings are a scale of steps
@@ -291,4 +292,4 @@ def _items(facts: pd.DataFrame, rated: pd.Series, say: Say) -> pd.DataFrame:
         separator = next((s for s in "|;," if items[column].str.contains(s, regex=False).any()), "|")
         words = items[column].str.strip("[](){}").str.split(separator, regex=False)
         items[column] = [[w for part in row if (w := part.strip(" '\""))] for row in words]
-    return items.assign(**{column: items[column].replace("", None) for column in IDS if column in items})
+    return items.assign(**{column: items[column].replace("", None) for column in _IDS if column in items})
