@@ -266,7 +266,8 @@ def decision_summary(path: Path) -> str:
     rows = [
         [
             str(row.question), str(row.answer),
-            f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}", f"{row.verdict}; p {row.p_holm:.2g}",
+            f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}",
+            f"{row.verdict}; p {row.p_holm:.2g}",
         ]
         for row in decisions.itertuples()
     ]  # fmt: skip
