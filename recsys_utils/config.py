@@ -168,8 +168,8 @@ FILES = (
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 
-BUILT_IN = ("genome", "tags", "graph")
-"""What dataset.catalogue may hold besides files."""
+BUILT_IN = ("genome", "tags", "graph", "tmdb")
+"""What dataset.catalogue may hold besides files; tmdb is its API, asked only where it is named."""
 
 
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:

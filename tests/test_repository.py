@@ -23,7 +23,7 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
+     "tmdb", "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
