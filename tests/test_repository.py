@@ -28,7 +28,7 @@ ROWS = [
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
     {"alpha_study", "diversity_study", "decisions"},
-    {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
 
