@@ -129,6 +129,13 @@ class EaseSetting(_Section):
     binarise: Literal["any", "liked"]
 
 
+class Traits(_Section):
+    n_factors: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    sweeps: int = Field(ge=1)
+    held_out: float = Field(gt=0, le=0.5)
+    left_out: int = Field(ge=100)
+
+
 class Alpha(_Section):
     sizes: list[int]
     alpha_step: float = Field(gt=0, le=0.5)
@@ -161,6 +168,7 @@ class Parameters(_Section):
     ingest: Ingest = Field(alias="01_ingest")
     content: Content = Field(alias="02_content_tfidf")
     grid: Grid = Field(alias="03_cf_grid_search")
+    traits: Traits = Field(alias="05_latent_traits")
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
     export: Export = Field(alias="10_export")

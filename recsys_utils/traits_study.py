@@ -34,7 +34,7 @@ class OutOfFold:
     table : a row a rating, aligned with the data: mean (not clipped), deviation, truncated (deviation without the
         product and bias terms)
     models : the fitted model of each fold, in order of the folds
-    trials : a row per fold and setting: fold, n_factors, sweeps, likelihood (nats a held-out rating), chosen
+    trials : fold, n_factors, sweep, likelihood (nats a held-out rating)
     """
 
     table: pd.DataFrame
@@ -63,13 +63,18 @@ def _one_fold(
 
 
 def chosen(train: Interactions, options: Sequence[LatentTraits]) -> tuple[LatentTraits, pd.DataFrame]:
-    """The option that predicts held-out ratings best, fitted on all of ``train``; and the result of every trial."""
-    found = [option.trial(train) for option in options]
-    best = int(np.argmax([likelihood.max() for likelihood in found]))
-    rows = [(o.n_factors, int(x.argmax()) + 1, float(x.max())) for o, x in zip(options, found, strict=True)]
-    trials = pd.DataFrame(rows, columns=["n_factors", "sweeps", "likelihood"])
-    model = replace(options[best], sweeps=rows[best][1], held_out=0).fit(train)
-    return model, trials.assign(chosen=trials.index == best)
+    """The option and number of sweeps that predict held-out ratings best, fitted on all of ``train``; all trials.
+
+    The trials are a row a sweep: n_factors, sweep, likelihood.
+    """
+    paths = [option.trial(train) for option in options]
+    best = int(np.argmax([path.max() for path in paths]))
+    model = replace(options[best], sweeps=int(paths[best].argmax()) + 1, held_out=0).fit(train)
+    trials = [
+        pd.DataFrame({"n_factors": option.n_factors, "sweep": np.arange(1, len(path) + 1), "likelihood": path})
+        for option, path in zip(options, paths, strict=True)
+    ]
+    return model, pd.concat(trials, ignore_index=True)
 
 
 # ---- intervals
@@ -171,15 +176,16 @@ def popularity_shares(lists: metrics.Lists, counts: NDArray[np.int64], edges: Se
     return np.bincount(bucket, minlength=len(edges) + 1) / len(bucket)
 
 
-def warning_signs(model: LatentTraits, case: Case, obscure: int) -> dict[str, float]:
+def warning_signs(model: LatentTraits, case: Case, obscure: int, shift: float = 0.0) -> dict[str, float]:
     """The signs that a latent trait model has gone wrong, in lists of ten and in the predictions behind them.
 
     above scale, obscure, disliked: shares of the lists' places whose prediction lies above the scale, whose item has
     fewer than ``obscure`` ratings, whose item's mean rating is in the lower half; deviation, error of the expectation:
-    medians over unrated items of the predictive standard deviation and of the part that more ratings would remove.
+    medians of the predictive standard deviation and of the part that more ratings would remove. ``shift`` is added to
+    every prediction.
     """
     some, counts = case.profiles[:WATCHED], item_counts(case.train.user_item)
-    scores = model.scores(some)
+    scores = model.scores(some) + np.float32(shift)
     lists = metrics.top_k(scores, some, 10)
     row, place = np.nonzero(lists >= 0)
     items = lists[row, place]
