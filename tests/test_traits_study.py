@@ -1,0 +1,142 @@
+"""The study of latent traits: nothing leaks into a fold, intervals and ordinal sets cover, rules and signs by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from recsys_utils.interactions import Interactions, item_counts
+from recsys_utils.interfaces import Scale
+from recsys_utils.latent_traits import LatentTraits
+from recsys_utils.protocols import warm_split
+from recsys_utils.significance import Bootstrap
+from recsys_utils.synthetic import Size, generate
+from recsys_utils.traits_study import (
+    LEVELS,
+    Ranked,
+    chosen,
+    conformal_factors,
+    coverage_rows,
+    inside,
+    ordinal,
+    out_of_fold,
+    popularity_shares,
+    warning_signs,
+)
+
+OPTIONS = [LatentTraits(n_factors=k, sweeps=6, held_out=0.2) for k in (1, 3)]
+
+
+@pytest.fixture(scope="module")
+def data() -> Interactions:
+    return Interactions.from_frame(generate(Size(users=60, items=50, ratings=1300)).ratings, scale=Scale(1, 5))
+
+
+@pytest.fixture(scope="module")
+def fold(data: Interactions) -> np.ndarray:
+    return (np.arange(len(data)) * 7 % 3).astype(np.int8)
+
+
+class TestOutOfFold:
+    def test_a_fold_does_not_know_its_own_ratings(self, data, fold) -> None:
+        """Canary: turn the ratings of fold 0 round; its predictions must stay, those of the other folds must not."""
+        turned = replace(data, rating=np.where(fold == 0, 6 - data.rating, data.rating).astype(np.float32))
+        one, other = (out_of_fold(d, fold, OPTIONS, 1).table for d in (data, turned))
+        pd.testing.assert_frame_equal(one[fold == 0], other[fold == 0])
+        assert not np.allclose(one.loc[fold == 1, "mean"], other.loc[fold == 1, "mean"])
+
+    def test_jobs_change_nothing(self, data, fold) -> None:
+        one, two = (out_of_fold(data, fold, OPTIONS, jobs) for jobs in (1, 2))
+        pd.testing.assert_frame_equal(one.table, two.table)
+        pd.testing.assert_frame_equal(one.trials, two.trials)
+
+    def test_the_best_trial_is_fitted(self, data) -> None:
+        model, trials = chosen(data, OPTIONS)
+        best = trials.loc[trials["likelihood"].idxmax()]
+        assert (model.n_factors, len(model.elbo)) == (best["n_factors"], best["sweep"])
+
+    def test_the_truncated_deviation_is_smaller(self, data, fold) -> None:
+        table = out_of_fold(data, fold, OPTIONS[:1], 1).table
+        # not for every rating: covariances of bias and traits, which it leaves out as well, can be negative
+        assert (table["truncated"] < table["deviation"]).mean() > 0.9
+
+
+class TestIntervals:
+    def test_normal_errors_are_covered_as_often_as_said(self) -> None:
+        rng = np.random.default_rng(0)
+        mean, deviation = rng.normal(3, 1, 20_000), rng.uniform(0.5, 2, 20_000)
+        rating = (mean + deviation * rng.standard_normal(20_000)).astype(np.float32)
+        for level, mask in zip(LEVELS, inside(rating, mean, deviation).values(), strict=True):
+            assert mask.mean() == pytest.approx(level, abs=0.011)  # three standard errors at level .5: .0106
+
+    def test_names_carry_the_level(self) -> None:
+        one = np.ones(1)
+        assert list(inside(one.astype(np.float32), one, one)) == [f"interval_coverage@{x}" for x in (50, 80, 95)]
+
+    def test_conformal_widths_cover_what_they_were_made_from(self) -> None:
+        rng = np.random.default_rng(1)
+        rating, mean, deviation = rng.normal(3, 3, 999).astype(np.float32), np.full(999, 3.0), np.ones(999)
+        widths = conformal_factors(rating, mean, deviation)
+        assert widths == pytest.approx(3 * norm.ppf(0.5 + np.array(LEVELS) / 2), rel=0.15)  # errors are thrice as wide
+        for level, mask in zip(LEVELS, inside(rating, mean, deviation, widths).values(), strict=True):
+            assert level <= mask.mean() <= level + 2 / 999
+
+    def test_coverage_is_a_ratio_over_ratings(self, data) -> None:
+        mask = data.rating >= 3
+        row = coverage_rows(data, {"x": mask}, Bootstrap(60, 1, 50), protocol="p").iloc[0]
+        assert row["value"] == pytest.approx(mask.mean())
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+
+
+class TestOrdinal:
+    def test_probabilities_sum_to_one_and_reproduce_the_shares(self) -> None:
+        rng = np.random.default_rng(2)
+        mean = rng.normal(0, 1, 6000)
+        rating = (1 + np.searchsorted([-1.0, 0.5], mean + rng.standard_normal(6000))).astype(np.float32)
+        chances, place = ordinal(rating, mean, np.ones(6000), rng.integers(0, 3, 6000).astype(np.int8))
+        assert chances.sum(axis=1) == pytest.approx(np.ones(6000))
+        assert (place + 1 == rating).all()
+        # the cut points that made the ratings are -1 and .5: P(r = 1 | mean 0) = Phi(-1) = .159
+        assert np.interp(0, np.sort(mean), chances[np.argsort(mean), 0]) == pytest.approx(norm.cdf(-1), abs=0.02)
+        assert chances.mean(axis=0) == pytest.approx(np.bincount(place) / 6000, abs=0.01)
+
+    def test_a_rating_has_no_say_in_its_own_cut_points(self) -> None:
+        rng = np.random.default_rng(3)
+        mean, fold = rng.normal(0, 1, 600), np.arange(600) % 2
+        rating = rng.integers(1, 4, 600).astype(np.float32)
+        turned = np.where(fold == 0, 4 - rating, rating).astype(np.float32)
+        one, other = (ordinal(r, mean, np.ones(600), fold.astype(np.int8))[0] for r in (rating, turned))
+        assert (one[fold == 0] == other[fold == 0]).all()
+
+
+class TestLists:
+    def test_rules_order_by_the_spread(self, data) -> None:
+        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(data)
+        rng = np.random.default_rng(0)
+        low, mid, high = (Ranked(model, z, rng).scores(data.user_item) for z in (-1.0, 0.0, 1.0))
+        assert (mid == model.scores(data.user_item)).all()
+        assert (low < mid).all()
+        assert (mid < high).all()
+
+    def test_thompson_draws_are_seeded_and_spread_as_the_expectation(self, data) -> None:
+        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(data)
+        one, two = (Ranked(model, None, np.random.default_rng(4)).scores(data.user_item) for _ in range(2))
+        assert (one == two).all()
+        z = (one - model.scores(data.user_item)) / model.deviation(data.user_item, noise=False)
+        assert (z.mean(), z.std()) == pytest.approx((0, 1), abs=0.05)  # 3,000 draws: standard error .018
+
+    def test_popularity_shares_by_hand(self) -> None:
+        lists = np.array([[0, 1], [2, -1]], np.int32)  # items with 3, 10 and 60 ratings
+        assert popularity_shares(lists, np.array([3, 10, 60]), [10, 50]).tolist() == [1 / 3, 1 / 3, 1 / 3]
+
+    def test_signs_of_a_shifted_model(self, data) -> None:
+        case = warm_split(data, np.arange(len(data)) % 5 == 0)
+        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(case.train)
+        calm, wild = warning_signs(model, case, 10), warning_signs(model, case, 10, shift=10)
+        assert wild["above scale"] == 1 > calm["above scale"]
+        assert wild["deviation"] == calm["deviation"] > calm["error of the expectation"]
+        assert warning_signs(model, case, int(item_counts(case.train.user_item).max()) + 1)["obscure"] == 1
