@@ -547,6 +547,9 @@ def _replace(finished: Path, target: Path) -> None:
 # ---- the record of a run
 
 
+_ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "noun", "limits")
+
+
 def run_record(plan: Plan) -> dict[str, Any]:
     """run.json: parameters, commit, data hashes, versions, seconds and peak MB per stage; no environment variable."""
     first = next(iter(plan.needs))
@@ -556,7 +559,7 @@ def run_record(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "parameters": dict(plan.settings),
         "git": _git(plan.root),
-        "data": {key: meta[key] for key in ("dataset", "hashes", "source", "licence", "attribution") if key in meta},
+        "data": {key: meta[key] for key in _ABOUT_DATA if key in meta},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
         "stages": {stage: _read_json(plan.workspace / stage / TIMINGS) for stage in plan.needs},
     }

@@ -153,6 +153,10 @@ def index_page(
         ]
     if table := decision_summary(report / "tables" / DECISIONS):
         parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n"]
+    if limits := data.get("limits"):
+        parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
+    if (noun := data.get("noun", "film")) != "film":
+        parts += [f"Where the fixed text of a notebook speaks of a *film*, it means a *{noun}* of these data.\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
