@@ -21,17 +21,19 @@ from sklearn.cluster import KMeans
 from recsys_utils.interactions import Interactions, item_counts
 from recsys_utils.interfaces import USER, RatingPredictor, Recommender, child_rng, child_seed
 from recsys_utils.latent_traits import LatentTraits
-from recsys_utils.metrics import error_sums
+from recsys_utils.metrics import error_sums, pattern
 from recsys_utils.protocols import Case, align, profile_size_cases, rank_and_measure
 from recsys_utils.significance import Bootstrap, Estimate
 
 Floats = NDArray[np.float64]
 Asked = NDArray[np.int32]
 
-ADAPTIVE = "adaptive"  # the strategy of :class:`Adaptive`
+ADAPTIVE, KNOWN = "adaptive", "likely known"  # the strategies of :class:`Adaptive`
 LEVELS = 10  # a finer rating scale is cut into this many bins before entropies are taken
 GROUPS = 8  # clusters of items for the strategy `groups`
-_CANDIDATES = 400  # items best known to users that adaptive questions choose among
+_CANDIDATES = 250  # items best known to users that adaptive questions choose among
+_ASKABLE = 0.5  # half of each newcomer's ratings is hidden at random
+_FLOOR = 1e-4  # of a probability: linear updates may leave [0, 1]
 _WEIGHT_OF_MISSING = 0.5  # of "not rated" in entropy0 (Rashid et al. 2008)
 
 
@@ -105,20 +107,22 @@ def _best_first(worth: Floats) -> Asked:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Questions chosen by how much a latent trait model expects to learn from each.
+    """Questions that follow from the answers so far: what is probably known, times what a model would learn from it.
 
-    The model's item side is taken as known: user traits x ~ N(0, diag(prior)), a rating of item m tells d_m . x plus
-    noise. With S the covariance of x after the answers so far, asking m is worth
-    ``know_m * sum_j w_j (d_j' S d_m)^2 / (d_m' S d_m + noise)``: the probability that the user knows m times the
-    reduction of the variance of all predictions, weighted by w (shares of the ratings). It depends on which items were
-    answered, not on the answers. Paper: Rubens, Elahi, Sugiyama & Kaplan, "Active learning in recommender systems",
-    Recommender Systems Handbook, 2015.
+    Of a latent trait model the item side is taken as known: user traits x ~ N(0, diag(prior)), a rating of item m tells
+    d_m . x plus noise. With S the covariance of x after the answers so far, a rating of m lowers the variance of all
+    predictions, weighted by w (shares of the ratings), by ``sum_j w_j (d_j' S d_m)^2 / (d_m' S d_m + noise)``.
+
+    Whether m is known is guessed from which items were known before: with p and C mean and covariance of "has rated"
+    over users, knowing whether m was (y_m) moves p to ``p + C_m (y_m - p_m) / C_mm`` and C to ``C - C_m C_m' / C_mm``.
+    Neither depends on what the ratings were. Paper: Rubens, Elahi, Sugiyama & Kaplan, "Active learning in recommender
+    systems", Recommender Systems Handbook, 2015.
 
     Parameters
     ----------
     items : (C,) int32, the items that may be asked, best known first
     design : (C, K + 1), d_m: traits and 1 for the user's bias
-    know : (C,), share of users who rated the item
+    know, together : (C,), (C, C), mean and covariance of whether a user can answer
     target : (K + 1, K + 1), sum_j w_j d_j d_j' over all items
     prior : (K + 1,) variances of user traits and bias; ``noise`` : variance of a rating
     """
@@ -126,25 +130,41 @@ class Adaptive:
     items: Asked
     design: Floats
     know: Floats
+    together: Floats
     target: Floats
     prior: Floats
     noise: float
 
     @classmethod
-    def of(cls, train: Interactions, item_traits: Floats, prior: Floats, noise: float) -> Self:
-        """``item_traits`` (I, K), ``prior`` (K + 1,) with the bias last, as a fitted latent trait model has them."""
+    def of(cls, train: Interactions, item_traits: Floats, prior: Floats, noise: float, answerable: float = 1.0) -> Self:
+        """From a latent trait model: ``item_traits`` (I, K), ``prior`` (K + 1,) with the bias last.
+
+        ``answerable`` is the share of what a user rated that can be asked for: less than 1 in a simulation that hides
+        ratings at random, which thins what is rated together accordingly.
+        """
         n = item_counts(train.user_item).astype(np.float64)
         design = np.column_stack([item_traits, np.ones(len(n))])
         items = _best_first(n)[:_CANDIDATES]
         target = design.T @ (design * (n / n.sum())[:, None])
-        return cls(items, design[items], n[items] / train.shape[0], target, prior, float(noise))
+        rated = pattern(train.user_item)[:, items].toarray().astype(np.float64)
+        know = answerable * rated.mean(axis=0)
+        together = answerable**2 * np.cov(rated.T, bias=True)
+        together[np.diag_indices_from(together)] = know * (1 - know)
+        together += 1e-3 * np.eye(len(items))
+        return cls(items, design[items], know, together, target, prior, float(noise))
 
-    def ask(self, known: csr_matrix, length: int) -> Asked:
-        """(B, length) questions for users who know the stored items of ``known`` (B, I); -1 beyond the last."""
+    def ask(self, known: csr_matrix, length: int, *, learn: bool = True) -> Asked:
+        """(B, length) questions for users who know the stored items of ``known`` (B, I); -1 beyond the last.
+
+        Without ``learn`` they ask what is most probably known, whatever it tells.
+        """
         place = np.full(known.shape[1], -1, np.int64)
         place[self.items] = np.arange(len(self.items))
         asked = np.full((known.shape[0], min(length, len(self.items))), -1, np.int32)
-        _ask(known.indptr, known.indices, place, self.design, self.know, self.target, self.prior, self.noise, asked)
+        _ask(
+            known.indptr, known.indices, place, self.design, self.know, self.together, self.target, self.prior,
+            self.noise, learn, asked,
+        )  # fmt: skip
         return np.where(asked >= 0, self.items[asked], -1).astype(np.int32)
 
     def next_question(self, asked: Sequence[int], answered: Sequence[int]) -> int | None:
@@ -156,19 +176,19 @@ class Adaptive:
 
 
 @njit(cache=True)
-def _ask(indptr, indices, place, design, know, target, prior, noise, asked):  # type: ignore[no-untyped-def]
+def _ask(indptr, indices, place, design, know, together, target, prior, noise, learn, asked):  # type: ignore[no-untyped-def]
     count, width = design.shape
-    worth = np.empty(count)
+    reduction = np.ones(count)
     for user in range(asked.shape[0]):
         can = np.zeros(count, np.bool_)
         for at in indices[indptr[user] : indptr[user + 1]]:
             if place[at] >= 0:
                 can[place[at]] = True
-        spread = np.diag(prior)
+        spread, chance, joint = np.diag(prior), know.copy(), together.copy()
         open_ = np.ones(count, np.bool_)
-        stale = True
+        stale = learn
         for q in range(asked.shape[1]):
-            if stale:  # an unknown item changes nothing: the second best of before is the best now
+            if stale:  # only an answer changes what is known of the traits
                 gain = spread @ target @ spread
                 for m in range(count):
                     own, all_ = noise, 0.0
@@ -177,18 +197,23 @@ def _ask(indptr, indices, place, design, know, target, prior, noise, asked):  # 
                             product = design[m, i] * design[m, j]
                             own += product * spread[i, j]
                             all_ += product * gain[i, j]
-                    worth[m] = know[m] * all_ / own
+                    reduction[m] = all_ / own
                 stale = False
-            best = -1
+            best, worth = -1, 0.0
             for m in range(count):
-                if open_[m] and (best < 0 or worth[m] > worth[best]):
-                    best = m
+                if open_[m] and (best < 0 or max(chance[m], _FLOOR) * reduction[m] > worth):
+                    best, worth = m, max(chance[m], _FLOOR) * reduction[m]
             open_[best] = False
             asked[user, q] = best
+            column = joint[best].copy()
+            chance += column * ((1.0 if can[best] else 0.0) - chance[best]) / column[best]
+            for i in range(count):
+                joint[i] -= column * (column[i] / column[best])
+            joint[best, best] = 1.0  # it is not asked again; keeps the division defined
             if can[best]:
                 moved = spread @ design[best]
                 spread -= np.outer(moved, moved) / (noise + design[best] @ moved)
-                stale = True
+                stale = learn
 
 
 # ---- simulation
@@ -236,24 +261,24 @@ def simulate_folds(
     data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, ranker: Recommender, counts: Sequence[int],
     n_factors: int, *, seed: int, jobs: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """:func:`simulate` for every strategy with the test users of every user fold as newcomers; hidden: a random half."""
+    """:func:`simulate` for every strategy, the test users of every fold as newcomers; a random half is hidden."""
     task = delayed(_simulate_fold)
-    found = Parallel(n_jobs=jobs)(
+    found: list[pd.DataFrame] = Parallel(n_jobs=jobs)(
         task(data, splits, users, fold, ranker, counts, n_factors, seed) for fold in sorted(users["fold"].unique())
     )
     return pd.concat(found, ignore_index=True)
 
 
 def _simulate_fold(
-    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, ranker: Recommender, counts: Sequence[int],
-    n_factors: int, seed: int,
+    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, ranker: Recommender,
+    counts: Sequence[int], n_factors: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     (case,) = profile_size_cases(data, splits, users, fold, order="random_0", sizes=[None])
     traits = LatentTraits(n_factors=n_factors, seed=child_seed(seed, "traits", fold)).fit(case.train)
     length = min(max(counts), data.shape[1])
     orders = question_orders(case.train, length, child_seed(seed, "orders", fold), traits.item_mean[:, :-1])
-    adaptive = Adaptive.of(case.train, traits.item_mean[:, :-1], traits.user_prior, float(traits.noise))
-    orders[ADAPTIVE] = adaptive.ask(case.profiles, length)
+    adaptive = Adaptive.of(case.train, traits.item_mean[:, :-1], traits.user_prior, float(traits.noise), _ASKABLE)
+    orders |= {ADAPTIVE: adaptive.ask(case.profiles, length), KNOWN: adaptive.ask(case.profiles, length, learn=False)}
     return simulate(case, orders, counts, traits, ranker.fit(case.train))
 
 
@@ -288,19 +313,20 @@ def questions_needed(per_user: pd.DataFrame, users: Sequence[str], boot: Bootstr
     return pd.DataFrame(rows)
 
 
-def compare_at(
-    per_user: pd.DataFrame, users: Sequence[str], boot: Bootstrap, strategy: str, questions: int
-) -> dict[str, Estimate]:
-    """What ``strategy`` gains over ``popularity`` after some questions: rmse (negated, so higher is better), ndcg@10."""
-    ours, theirs = (
-        align(per_user.query("strategy == @name and questions == @questions"), users)
-        for name in (strategy, "popularity")
-    )
-    squared = [table["squared"].fillna(0).to_numpy(np.float64) for table in (theirs, ours)]
-    return {
-        "rmse": boot.rmse_difference(*squared, ours["count"].fillna(0).to_numpy(np.float64)),
-        "ndcg@10": boot.difference(*(table["ndcg@10"].to_numpy(np.float64) for table in (ours, theirs))),
-    }
+def gains(per_user: pd.DataFrame, users: Sequence[str], boot: Bootstrap) -> dict[tuple[str, int, str], Estimate]:
+    """What each strategy gains over ``popularity``, by (strategy, questions, metric): higher is better for rmse, too."""
+    found = {}
+    for questions, rows in per_user.groupby("questions"):
+        tables = {name: align(part, users) for name, part in rows.groupby("strategy", sort=False)}
+        theirs = tables.pop("popularity")
+        for strategy, ours in tables.items():
+            squared_ours, squared_theirs, count = (
+                column.fillna(0).to_numpy(np.float64) for column in (ours["squared"], theirs["squared"], ours["count"])
+            )
+            ndcg = (table["ndcg@10"].to_numpy(np.float64) for table in (ours, theirs))
+            found[strategy, questions, "rmse"] = boot.rmse_difference(squared_theirs, squared_ours, count)
+            found[strategy, questions, "ndcg@10"] = boot.difference(*ndcg)
+    return found
 
 
 def _sums(part: pd.DataFrame, users: Sequence[str], metric: str) -> tuple[Floats, Floats]:

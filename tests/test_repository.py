@@ -26,7 +26,7 @@ ROWS = [
      "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "latent_traits"},
-    {"blend", "diversity", "recommender"},
+    {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "diversity_study", "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
