@@ -25,7 +25,7 @@ ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
      "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid"},
+    {"content", "collaborative", "fast_grid", "neighbours"},
     {"blend", "diversity", "recommender"},
     {"alpha_study", "diversity_study"},
     {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
