@@ -34,9 +34,7 @@ SIMILARITY_STEP = 1e-9  # similarities are compared as multiples of it, so that 
 BLOCK = 4096  # users whose sums are kept at a time: 64 bytes each stay in a core's own cache
 # what IMDb >= 7.0 and >= 10,000 votes let pass of ML-100K's films (title.ratings of November 2017)
 RATING_SHARE, VOTES_SHARE = 0.42, 0.53
-
-
-OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id
+OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
 
 
 class Packed(NamedTuple):

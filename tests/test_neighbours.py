@@ -18,6 +18,7 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, RatingPredictor, Scale
 from recsys_utils.neighbours import Neighbours, good_films, item_mean_and_offset, leave_one_out, recommend
 from recsys_utils.protocols import LeakError
+from recsys_utils.recommender import recommend_by_neighbours
 
 HALF_STARS = Scale(0.5, 5)
 
@@ -285,3 +286,17 @@ def test_good_films_by_imdb_and_else_by_the_data(films: pd.DataFrame) -> None:
     # 53 % of the films by count: at least 1.9 of 4, 3, 1, 2, 0 ratings; 42 % by mean: at least 3 of 5, 1, 5, 2
     assert passed.tolist() == [True, False, False, False, False]
     assert "IMDb's are not at hand" in said
+
+
+def test_a_file_is_answered_on_its_own_scale(films: pd.DataFrame, tmp_path: Path) -> None:
+    train = rows([1, 2, 3, 5, 5], [1, 2, 3, 5, 5], [1, 2, 4, 5, 5])
+    model = Neighbours(min_overlap=3, min_votes=1).fit(train)
+    path = tmp_path / "mine.csv"
+    path.write_text("title,year,rating\nA,1990,1\nB,1991,3.25\nC,1992,5.5\n", encoding="utf-8")
+    listed, said = recommend_by_neighbours(model, films, train.scale, path, source_scale=Scale(1, 10))
+    assert "scale 1-10" in said
+    # 1, 3.25, 5.5 of 1-10 are 1, 2, 3 of 1-5: mean 2 + (5 - 3.2) = 3.8 from two neighbours at 1 and one at .98
+    weights = np.array([1, 1, model.nearest(csr_matrix([[1, 2, 3, 0, 0]])).similarity[2]])
+    on_ours = 2 + weights @ [1.8, 1.8, 1.6] / weights.sum()
+    assert listed["predicted"].tolist() == pytest.approx([1 + (on_ours - 1) * 9 / 4] * 2, abs=1e-5)
+    assert listed["item_id"].tolist() == ["3", "4"]
