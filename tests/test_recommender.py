@@ -198,7 +198,7 @@ def test_exploration_says_so(items: pd.DataFrame, train: Interactions, strategy:
         ("dpp", r"For variety: the film above it nearest in genre is (0|100)% like it\. "),
         ("xquad", r"For variety: (Comedy|War) is 50% of what you rated and \d+% of the list above\. "),
         ("calibration", r"For variety: (Comedy|War) is 50% of what you rated and \d+% of the list above\. "),
-        ("discount", r"For variety, a less known film: \d+ viewers rated it, place \d+ of 40\. "),
+        ("discount", r"For variety, a less known film: \d+ people rated it, place \d+ of 40\. "),
     ],
 )
 def test_what_a_reranker_brings_in_is_marked_and_says_why(
@@ -222,8 +222,7 @@ def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Int
     count = int(np.bincount(train.item).max())
     nothing = rows.recommend(profile({}), ["me"], n=1)["reason"].iloc[0]
     assert (
-        nothing
-        == f"You have rated no film yet. This is a popular film: {count} viewers rated it, place 1 of {N_ITEMS}."
+        nothing == f"You have rated no film yet. This is a popular film: {count} people rated it, place 1 of {N_ITEMS}."
     )
     assert rows.recommend(profile({39: 1}), ["me"], n=1)["reason"].iloc[0].startswith("None of your ratings is a like.")
 
