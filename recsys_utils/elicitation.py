@@ -314,9 +314,10 @@ def questions_needed(per_user: pd.DataFrame, users: Sequence[str], boot: Bootstr
 
 
 def gains(per_user: pd.DataFrame, users: Sequence[str], boot: Bootstrap) -> dict[tuple[str, int, str], Estimate]:
-    """What each strategy gains over ``popularity``, by (strategy, questions, metric); higher is better, for rmse too."""
+    """Gains over ``popularity`` by (strategy, questions, metric); higher is better, for rmse too."""
     found: dict[tuple[str, int, str], Estimate] = {}
-    for questions, rows in per_user.groupby("questions"):
+    for questions in sorted(per_user["questions"].unique().tolist()):
+        rows = per_user[per_user["questions"] == questions]
         tables = {name: align(part, users) for name, part in rows.groupby("strategy", sort=False)}
         theirs = tables.pop("popularity")
         for strategy, ours in tables.items():
@@ -324,8 +325,8 @@ def gains(per_user: pd.DataFrame, users: Sequence[str], boot: Bootstrap) -> dict
                 column.fillna(0).to_numpy(np.float64) for column in (ours["squared"], theirs["squared"], ours["count"])
             )
             ndcg = (table["ndcg@10"].to_numpy(np.float64) for table in (ours, theirs))
-            found[str(strategy), int(questions), "rmse"] = boot.rmse_difference(squared_theirs, squared_ours, count)
-            found[str(strategy), int(questions), "ndcg@10"] = boot.difference(*ndcg)
+            found[str(strategy), questions, "rmse"] = boot.rmse_difference(squared_theirs, squared_ours, count)
+            found[str(strategy), questions, "ndcg@10"] = boot.difference(*ndcg)
     return found
 
 
