@@ -7,7 +7,6 @@ the score, and which metadata it shares with the film recommended.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils import own_ratings
+from recsys_utils import neighbours, own_ratings
 from recsys_utils.blend import AlphaCurve, Blend, Components
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
 from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
+from recsys_utils.neighbours import OPAQUE
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
@@ -36,7 +36,6 @@ ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
 SHOWN_TOKENS = 3  # shared metadata named in one reason
 SHOWN_FILMS = 3  # rated films named per part of a score
-OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
 NOUNS = {"genre": "genre", "keyword": "subject", "director": "director", "actor": "actor", "writer": "writer"}
 
 
@@ -185,6 +184,27 @@ def recommend_file(
     own = own_ratings.read(ratings, ladder.items, scale, source_scale=source_scale, review=review)
     profile = own.profile(ladder.items[ITEM].tolist())
     return ladder.recommend(profile, [ME], n, explain=explain), own.report
+
+
+def recommend_by_neighbours(
+    model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, ratings: str | Path, n: int = 10, *,
+    source_scale: Scale | None = None, review: Path | None = None,
+) -> tuple[pd.DataFrame, str]:  # fmt: skip
+    """Well-known films by the neighbours of a file of own ratings (V1), and a paragraph on what was understood.
+
+    Columns as in :func:`neighbours.recommend`; ``predicted`` is on the file's own scale where it has a single one.
+
+    Raises
+    ------
+    InputError : the file can't be used, see :func:`own_ratings.read`.
+    """
+    own = own_ratings.read(ratings, items, scale, source_scale=source_scale, review=review)
+    eligible, rule = neighbours.good_films(model, items)
+    films = neighbours.recommend(model, own.profile(items[ITEM].tolist()), items, n, eligible)
+    theirs = own.raw[["lo", "hi"]].drop_duplicates().to_numpy(np.float64)
+    lo, hi = theirs[0] if len(theirs) == 1 and "thumbs" not in own.source else (scale.lo, scale.hi)
+    films["predicted"] = lo + (films["predicted"] - scale.lo) * (hi - lo) / (scale.hi - scale.lo)
+    return films, f"{own.report} Films listed have {rule}. Predictions are on the scale {lo:g}-{hi:g}."
 
 
 def singly(model: Recommender, profile: csr_matrix) -> Scores:
