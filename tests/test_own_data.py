@@ -394,7 +394,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("make", "lacks"),
     [
-        (half_stars, ("no time stamps", "no content model", "lists show ids")),
+        pytest.param(half_stars, ("no time stamps", "no content model", "lists show ids"), marks=pytest.mark.slow),
         pytest.param(tracks, (), marks=pytest.mark.slow),
         pytest.param(points, (), marks=pytest.mark.slow),
         pytest.param(
