@@ -135,7 +135,7 @@ class Export(_Section):
 
 
 class Findings(_Section):
-    pass
+    beside: str = ""
 
 
 class Parameters(_Section):
@@ -164,7 +164,7 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("10_export", "own_ratings"),
+    ("10_export", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 

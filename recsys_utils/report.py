@@ -359,7 +359,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def publish(report: Path, target: Path) -> int:
-    """Copy findings.json, metrics.csv, README's figure and the executed notebooks of a report; returns their size.
+    """Copy a report's findings, metrics, decisions, README's figure and executed notebooks; returns their size.
 
     Raises
     ------
@@ -370,7 +370,8 @@ def publish(report: Path, target: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         shutil.copyfile(report / "findings.json", fresh / "findings.json")
-        shutil.copyfile(report / "tables" / "metrics.csv", fresh / "metrics.csv")
+        for table in ("metrics", "11_decisions"):
+            shutil.copyfile(report / "tables" / f"{table}.csv", fresh / f"{table.removeprefix('11_')}.csv")
         figure = f"{next(iter(KEY_FIGURES))}.png"
         (fresh / figure).write_bytes(_small((report / "figures" / figure).read_bytes()))
         for file in sorted((report / "notebooks").glob("*.ipynb")):

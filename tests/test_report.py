@@ -81,6 +81,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tables" / f"t{number}.csv").write_text("a\n1\n")
         (folder / "figures" / f"{name_of_figure}.png").write_bytes(png())
         (folder / "notebook.ipynb").write_text(executed_notebook(f"Title {number}"))
+    (base / ORDER[1] / "tables" / "11_decisions.csv").write_text("id,verdict\nf0,better\n")
     (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
     (base / ORDER[1] / "bundle").mkdir()
     (base / ORDER[1] / "bundle" / "meta.json").write_text("{}")
@@ -206,7 +207,8 @@ def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
     shutil.copytree(site / "figures", copy / "figures")
     for folder in ("notebooks", "tables"):
         (copy / folder).mkdir()
-    (copy / "tables/metrics.csv").write_text("")
+    for table in ("metrics", "11_decisions"):
+        (copy / f"tables/{table}.csv").write_text("")
     (copy / "findings.json").write_text("[]")
     (copy / "notebooks/a.ipynb").write_text(executed_notebook("see /home/someone/data"))
     with pytest.raises(InputError, match="/home/someone/data"):

@@ -27,7 +27,7 @@ ROWS = [
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
-    {"alpha_study", "diversity_study"},
+    {"alpha_study", "diversity_study", "decisions"},
     {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
@@ -181,5 +181,11 @@ def test_readme_shows_the_published_numbers() -> None:
 def test_published_results_are_whole_and_light() -> None:
     published = ROOT / "reports" / "published"
     names = {path.name for path in published.iterdir()}
-    assert names == {"findings.json", "metrics.csv", "alpha_curves.png", *(path.name for path in NOTEBOOKS)}
+    assert names == {
+        "findings.json",
+        "metrics.csv",
+        "decisions.csv",
+        "alpha_curves.png",
+        *(path.name for path in NOTEBOOKS),
+    }
     assert sum(path.stat().st_size for path in published.iterdir()) < report.PUBLISHED_LIMIT
