@@ -19,12 +19,13 @@ import surprise
 from joblib import Parallel, delayed
 from numba import njit
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 from scipy.sparse import csc_matrix, csr_matrix, issparse
 
 from recsys_utils import fast_grid
 from recsys_utils.fast_grid import SHRINKAGE
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, Scores, child_seed
+from recsys_utils.interfaces import InputError, Recommender, Scores, child_seed
 
 SURPRISE_MATRICES = 5  # that its pearson_baseline fills: counts, products, two squares, similarities
 DENSE_BYTES = 3_600_000_000  # the most that dense matrices of all pairs may take: EASE on 15,000 items
@@ -307,6 +308,10 @@ class KNN(_RatingModel):
         """How many users or items are compared with each other."""
         return shape[0] if self.user_based else shape[1]
 
+    def servable(self, shape: tuple[int, int]) -> bool:
+        """Whether its similarities fit into memory: those over users are never held, those over items are dense."""
+        return self.user_based or fits_dense(shape[1], 1)
+
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
         if self.user_based:
@@ -544,7 +549,9 @@ class EASE(_Model):
         x = self._binarised(train.user_item, self.binarise)
         gram = (x.T @ x).toarray().astype(np.float64)
         gram[np.diag_indices(n_items)] += self.reg
-        self.precision = np.linalg.inv(gram)[np.triu_indices(n_items)].astype(np.float32)
+        factor, _ = lapack.dpotrf(gram, overwrite_a=True)
+        inverse, _ = lapack.dpotri(factor, overwrite_c=True)  # the upper triangle, at a third of the cost of inv
+        self.precision = inverse[np.triu_indices(n_items)].astype(np.float32)
         self.__dict__.pop("weights", None)
         return self
 
@@ -562,6 +569,24 @@ class EASE(_Model):
     def scores(self, profiles: csr_matrix) -> Scores:
         """(users, items) float32; 0 for an empty profile."""
         scores: Scores = self._binarised(_checked(profiles, len(self.weights)), self.binarise) @ self.weights
+        return scores
+
+
+@dataclass
+class Average:
+    """Mean of the scores of several models on one scale, such as SVD and KNN."""
+
+    name: ClassVar[str] = "average"
+    models: Sequence[Recommender]
+
+    def fit(self, train: Interactions) -> Self:
+        for model in self.models:
+            model.fit(train)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32."""
+        scores: Scores = np.mean([model.scores(profiles) for model in self.models], axis=0)
         return scores
 
 
@@ -616,7 +641,7 @@ class Nested:
 
 def nested_rating_error(
     data: Interactions, fold: NDArray[np.int8], options: Mapping[str, Sequence[RatingModel]], *, folds: int, seed: int,
-    by_surprise: Collection[str] = (), jobs: int = 1,
+    tried: int | None = None, by_surprise: Collection[str] = (), jobs: int = 1,
 ) -> Nested:  # fmt: skip
     """Out-of-fold rating predictions whose settings were chosen without the fold they predict.
 
@@ -628,7 +653,9 @@ def nested_rating_error(
     ----------
     fold : (N,) outer fold of each rating
     options : name -> candidate settings
-    folds : inner folds
+    folds : inner folds a training part is cut into
+    tried : how many of them are held out in turn, default all; many folds of which few are tried train on nearly as
+        much as the refit does, which matters, since the best setting changes with the number of ratings
     seed : of the inner folds, one child per outer fold
     by_surprise : names whose winners Surprise itself refits and predicts (where its matrices fit into memory), the
         others are predicted by :mod:`fast_grid`
@@ -638,10 +665,10 @@ def nested_rating_error(
     pairs = (
         pair
         for f in outer
-        for pair in fast_grid.shuffled_folds(data.where(fold != f), folds, child_seed(seed, "inner", f))
+        for pair in fast_grid.shuffled_folds(data.where(fold != f), folds, child_seed(seed, "inner", f))[:tried]
     )
     listed = [option for name in options if len(options[name]) > 1 for option in options[name]]
-    inner = fast_grid.errors(pairs, listed, jobs=jobs).reshape(len(outer), folds, len(listed), 2).mean(axis=1)
+    inner = fast_grid.errors(pairs, listed, jobs=jobs).reshape(len(outer), tried or folds, len(listed), 2).mean(axis=1)
     places = [(f, name, place) for f in outer for name in options for place in range(len(options[name]))]
     searched = pd.DataFrame(places, columns=["fold", "name", "place"])
     searched["setting"] = [setting_text(options[name][place]) for _, name, place in places]

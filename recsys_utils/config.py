@@ -79,12 +79,12 @@ class EaseGrid(_Section):
 
 class Grid(_Section):
     svd_grid: SvdGrid
-    svd_short: SvdGrid
     knn_grid: KnnGrid
-    knn_short: KnnGrid
     inner_folds: int = Field(ge=2)
+    inner_tried: int = Field(ge=1)
     item_knn_grid: ItemKnnGrid
     ease_grid: EaseGrid
+    training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
 
 
