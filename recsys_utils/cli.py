@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,11 +87,14 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
     name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="tcp://HOST:PORT of a Dask scheduler, or local:N; same numbers")
+    ] = "",
 ) -> None:
     """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
     from recsys_utils import pipeline
 
-    plan = plan_from(params, set_, name, jobs)
+    plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
     status = pipeline.run(plan, only=only, force=force)
     if status == 0 and only is None:
         print(f"Report: {plan.shown(plan.report / 'index.html')}")
