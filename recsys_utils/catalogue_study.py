@@ -33,7 +33,7 @@ NONE, ALL = "none", "all"
 WARN_LOSS = 0.4  # share of the ratings; what loses more is another data set
 MOST_RATINGS = 2_000_000  # beyond that fitting a model for every filter takes hours
 REPORTED = pd.DataFrame(
-    {"filter": ["classic run, as reported elsewhere"], "films": [250], "ratings": [1389], "share_of_ratings": [0.01389]}
+    {"filter": ["classic run, as reported elsewhere"], "items": [250], "ratings": [1389], "share_of_ratings": [0.01389]}
 )
 """What the classic run said of its catalogue of 250 popular films (and that its RMSE, .964, was fine)."""
 
@@ -93,12 +93,12 @@ def kept(data: Interactions, masks: Mapping[str, Mask]) -> pd.DataFrame:
     The long tail is the ratings of all films but the most rated fifth.
     """
     tail = ~largest(item_counts(data.user_item), len(data.items) // 5)[data.item]
-    rows = []
-    for name, mask in masks.items():
-        row = mask[data.item]
-        of_tail = row[tail].mean() if tail.any() else 0.0
-        rows.append((name, int(mask.sum()), int(row.sum()), row.mean(), len(np.unique(data.user[row])), of_tail))
-    columns = ["filter", "films", "ratings", "share_of_ratings", "users", "share_of_tail_ratings"]
+    rows = [
+        (name, int(mask.sum()), int(row.sum()), row.mean(), np.unique(data.user[row]).size, row[tail].mean())
+        for name, mask in masks.items()
+        for row in [mask[data.item]]
+    ]
+    columns = ["filter", "items", "ratings", "share_of_ratings", "users", "share_of_tail_ratings"]
     return pd.DataFrame(rows, columns=columns)
 
 
