@@ -128,15 +128,9 @@ class FilterStudy:
 
 
 def study_filters(
-    data: Interactions,
-    test: Mask,
-    masks: Mapping[str, Mask],
-    *,
-    ease: EASE,
-    svd: SVD,
-    time_ordered: bool,
+    data: Interactions, test: Mask, masks: Mapping[str, Mask], *, ease: EASE, svd: SVD, time_ordered: bool,
     jobs: int = 1,
-) -> FilterStudy:
+) -> FilterStudy:  # fmt: skip
     """Fit on the films each filter keeps and judge as the module says; a filter that changes nothing is left out.
 
     Parameters
