@@ -58,6 +58,12 @@ class Ingest(_Section):
     item_folds: int = Field(ge=2)
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
+    filter_top: int = Field(ge=1)
+    filter_rating: float = Field(ge=1, le=10)
+    filter_votes: int = Field(ge=1)
+    filter_count: int = Field(ge=1)
+    filter_ease: EaseSetting
+    filter_svd: SvdSetting
 
 
 class Content(_Section):
