@@ -539,10 +539,16 @@ class EASE(_Model):
                 f"up to {EASE_MAX_ITEMS:,} items. Cut the catalogue to the items rated most, or use ItemKNN."
             )
         self._keep_scale(train)
-        x = self._binarised(train.user_item, self.binarise)
-        gram = (x.T @ x).toarray().astype(np.float64)
-        gram[np.diag_indices(n_items)] += self.reg
-        self.precision = np.linalg.inv(gram)[np.triu_indices(n_items)].astype(np.float32)
+        x = self._binarised(train.user_item, self.binarise).astype(np.float64)
+        x = x[np.diff(x.indptr) > 0]
+        if x.shape[0] < n_items:
+            # P = (I - X' (X X' + reg I)^-1 X) / reg (Woodbury): the smaller inverse, several times faster
+            inner = np.linalg.inv((x @ x.T).toarray() + self.reg * np.eye(x.shape[0]))
+            inverse = x.T @ (x.T @ inner).T / -self.reg
+            inverse[np.diag_indices(n_items)] += 1 / self.reg
+        else:
+            inverse = np.linalg.inv((x.T @ x).toarray() + self.reg * np.eye(n_items))
+        self.precision = inverse[np.triu_indices(n_items)].astype(np.float32)
         self.__dict__.pop("weights", None)
         return self
 

@@ -27,7 +27,7 @@ ROWS = [
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
-    {"alpha_study", "diversity_study", "decisions"},
+    {"alpha_study", "diversity_study", "freshness_study", "decisions"},
     {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
