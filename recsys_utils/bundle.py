@@ -70,7 +70,8 @@ class Bundle:
         blend = Blend(content, cf, AlphaCurve.from_json(manifest["curve"]), popularity)
         items = pd.read_parquet(io.BytesIO(_checked(folder, manifest, CATALOGUE)))
         diversity = manifest["diversity"]
-        ladder = Ladder(blend, items, diversity["strategy"], diversity["ratio"], manifest["seed"])
+        noun = manifest["about"].get("noun", "film")
+        ladder = Ladder(blend, items, diversity["strategy"], diversity["ratio"], manifest["seed"], noun)
         return cls(ladder, Scale(**manifest["scale"]), manifest)
 
 

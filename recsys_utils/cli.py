@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,10 @@ def plan_from(
 
     root = project_root()
     parameters = config.load(params, settings, root=root)
+    if "tmdb" in parameters.dataset.catalogue:
+        from recsys_utils import tmdb
+
+        tmdb.token()  # a run without one would fail after minutes of fetching
     return Plan(
         root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
         parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
@@ -82,11 +87,14 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
     name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="tcp://HOST:PORT of a Dask scheduler, or local:N; same numbers")
+    ] = "",
 ) -> None:
     """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
     from recsys_utils import pipeline
 
-    plan = plan_from(params, set_, name, jobs)
+    plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
     status = pipeline.run(plan, only=only, force=force)
     if status == 0 and only is None:
         print(f"Report: {plan.shown(plan.report / 'index.html')}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recsys_utils.interfaces import InputError
 
@@ -28,6 +28,13 @@ class Dataset(_Section):
     store: str = ""
     store_required: bool = False
     store_scale: str = ""
+    ratings: str = ""
+    items: str = ""
+    columns: dict[str, str] = {}
+    scale: str = ""
+    liked: float | None = None
+    zeros: Literal["auto", "rating", "none"] = "auto"
+    noun: str = ""
 
     @field_validator("store")
     @classmethod
@@ -35,6 +42,14 @@ class Dataset(_Section):
         if _PASSWORD.search(store):
             raise ValueError("parameters are published, so no password: name a variable, such as env:RECSYS_STORE_URL")
         return store
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if not self.ratings and (self.items or self.columns or self.scale or self.liked or self.zeros != "auto"):
+            raise ValueError("items, columns, scale, liked and zeros describe the table that dataset.ratings names")
+        if self.ratings and (self.archive or self.links):
+            raise ValueError("dataset.ratings takes the place of an archive and its links: leave those empty")
+        return self
 
 
 class Ingest(_Section):
@@ -164,12 +179,12 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("10_export", "own_ratings"), ("11_findings", "beside"),
+    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 
-BUILT_IN = ("genome", "tags", "graph")
-"""What dataset.catalogue may hold besides files."""
+BUILT_IN = ("genome", "tags", "graph", "tmdb")
+"""What dataset.catalogue may hold besides files; tmdb is its API, asked only where it is named."""
 
 
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:

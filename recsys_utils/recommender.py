@@ -63,6 +63,7 @@ class Ladder:
     items : (I rows) columns item_id, title, year, genres, tmdb_id, imdb_id in the order the blend knows
     exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio
     seed : of the random picks
+    noun : what the items are called in a reason
     """
 
     blend: Blend
@@ -70,6 +71,7 @@ class Ladder:
     exploration: str = "none"
     ratio: float = 0.0
     seed: int = 0
+    noun: str = "film"
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -220,7 +222,7 @@ class Reasons:
             if is_pick:
                 texts.append(self._exploration(item))
             elif content is None:
-                texts.append(f"{self._nothing_liked()} This is a popular film: {self._raters(item)}.")
+                texts.append(f"{self._nothing_liked()} This is a popular {self.ladder.noun}: {self._raters(item)}.")
             else:
                 texts.append(self._blended(item, content[:, column], None if cf is None else cf[:, column]))
         return texts
@@ -263,19 +265,19 @@ class Reasons:
     def _blended(self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None) -> str:
         by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
         if max(by_content, by_cf) == 0:
-            return "Nothing known links it to the films you liked; it fills the list."
+            return f"Nothing known links it to the {self.ladder.noun}s you liked; it fills the list."
         if by_content >= by_cf:
             film = int(content.argmax())
             return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
         if cf is None or cf.max() <= 0:
             place, n = self._cf_place(item)
-            return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} films."
+            return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} {self.ladder.noun}s."
         film = int(cf.argmax())
         shared = self._shared(film, item)
-        also = f"; it also shares {shared} with that film" if shared else ""
+        also = f"; it also shares {shared} with that {self.ladder.noun}" if shared else ""
         if self.profile.data[film] >= self.ladder.blend.content.liked:
             return f"Your rating of {self._rating(film)} for {self._film(film)} counts most towards it{also}."
-        return f"Having seen {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
+        return f"That you know {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
 
     def _exploration(self, item: int) -> str:
         strategy = self.ladder.exploration
@@ -283,20 +285,21 @@ class Reasons:
             genres, names = self.ladder.catalogue.genres, self.ladder.catalogue.genre_names
             rated = np.asarray(genres[self.profile.indices].sum(axis=0)).ravel()
             new = [names[g] for g in genres[item].indices if rated[g] < FEW_RATINGS]
-            return f"For variety: {_listed('genre', new)}, of which you have rated fewer than {FEW_RATINGS} films."
+            rare = f"of which you have rated fewer than {FEW_RATINGS} {self.ladder.noun}s"
+            return f"For variety: {_listed('genre', new)}, {rare}."
         if strategy.startswith("mid-rank"):
             return "For variety: drawn at random from the middle of your ranking."
         if strategy.startswith("popular"):
-            return f"For variety, a popular film: {self._raters(item)}."
+            return f"For variety, a popular {self.ladder.noun}: {self._raters(item)}."
         return f"For variety ({strategy})."
 
     def _nothing_liked(self) -> str:
-        return "You have rated no film yet." if self.profile.nnz == 0 else "None of your ratings is a like."
+        return "None of your ratings is a like." if self.profile.nnz else f"You have rated no {self.ladder.noun} yet."
 
     def _raters(self, item: int) -> str:
         popularity = self.ladder.catalogue.popularity
         place = int((popularity > popularity[item]).sum()) + 1
-        return f"{popularity[item]} viewers rated it, place {place} of {len(popularity)}"
+        return f"{popularity[item]} people rated it, place {place} of {len(popularity)}"
 
     def _cf_place(self, item: int) -> tuple[int, int]:
         others = np.delete(self.cf, self.profile.indices)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from recsys_utils import figures
+from recsys_utils import cluster, figures
 from recsys_utils.content import FIELDS
 from recsys_utils.decisions import primary_contrast
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
+from recsys_utils.interactions import Interactions, read_interactions
+from recsys_utils.interfaces import InputError, child_rng, child_seed
 from recsys_utils.significance import MARGIN, Estimate
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
@@ -59,6 +59,7 @@ class Stage:
             for folder in ("tables", "figures"):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
         figures.theme()
+        cluster.join()
 
     # ---- what comes in
 
@@ -94,6 +95,11 @@ class Stage:
         meta: dict[str, Any] = self.read_json("01_ingest", "meta.json")
         return meta
 
+    @property
+    def noun(self) -> str:
+        """What the items are called in computed sentences: "film", or of a person's own data "item", "track" ..."""
+        return str(self.meta.get("noun", "film"))
+
     def has(self, what: Literal["time", "genres", "text"]) -> bool:
         """Whether the data have time stamps, genres, or any film metadata at all: stages degrade by it and say so."""
         if what == "time":
@@ -103,12 +109,7 @@ class Stage:
         return any(items[field].map(len).any() for field in fields)
 
     def interactions(self) -> Interactions:
-        scale = Scale(**self.meta["scale"])
-        items = self.read("01_ingest", "items.parquet")["item_id"].tolist()
-        users = self.read("01_ingest", "users.parquet")["user_id"].tolist()
-        return Interactions.from_frame(
-            self.read("01_ingest", "interactions.parquet"), scale=scale, items=items, users=users
-        )
+        return read_interactions(self.path("01_ingest", "interactions.parquet").parent)
 
     def items(self) -> pd.DataFrame:
         return self.read("01_ingest", "items.parquet")

@@ -196,8 +196,7 @@ def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Int
     count = int(np.bincount(train.item).max())
     nothing = rows.recommend(profile({}), ["me"], n=1)["reason"].iloc[0]
     assert (
-        nothing
-        == f"You have rated no film yet. This is a popular film: {count} viewers rated it, place 1 of {N_ITEMS}."
+        nothing == f"You have rated no film yet. This is a popular film: {count} people rated it, place 1 of {N_ITEMS}."
     )
     assert rows.recommend(profile({39: 1}), ["me"], n=1)["reason"].iloc[0].startswith("None of your ratings is a like.")
 

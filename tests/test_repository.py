@@ -23,12 +23,12 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
+     "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid"},
+    {"content", "collaborative", "fast_grid", "latent_traits"},
     {"blend", "diversity", "recommender"},
     {"alpha_study", "diversity_study", "freshness_study", "decisions"},
-    {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
 
