@@ -27,6 +27,10 @@ MIN_USERS = 20  # an age is studied if this many users came back late enough in 
 THINNED = ("users", "ratings")
 
 
+class TooShort(ValueError):
+    """The history is too short, or too few users came back, for the question."""
+
+
 def judged(estimate: Estimate) -> dict[str, Any]:
     """The columns of a table of differences: value, ci_low, ci_high, n, mdd, verdict."""
     row = {name: getattr(estimate, name) for name in ("value", "ci_low", "ci_high", "n")}
@@ -142,14 +146,14 @@ def study_ages(
 
     Raises
     ------
-    ValueError : not even one age leaves enough users.
+    TooShort : not even one age leaves enough users.
     """
     timeline, began = Timeline(data), int(data.timestamp.min())
     returns = timeline.returns.assign(day=lambda t: (t["start"] - began) // (refit_days * DAY) * refit_days)
     users = {a: returns.loc[returns["day"] >= a + warm_up_days, "user"].nunique() for a in sorted(ages)}
     kept = [age for age, n in users.items() if n >= MIN_USERS]
     if not kept:
-        raise ValueError(f"fewer than {MIN_USERS} users came back after more than {min(ages) + warm_up_days} days")
+        raise TooShort(f"fewer than {MIN_USERS} users came back after more than {min(ages) + warm_up_days} days")
     days = np.unique(returns.loc[returns["day"] >= max(kept) + warm_up_days, "day"])
     days = days[np.unique(np.linspace(0, len(days) - 1, max_refits).round().astype(int))]
     tables = Parallel(n_jobs=jobs)(

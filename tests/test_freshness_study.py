@@ -125,7 +125,7 @@ class TestAges:
     def test_ages_beyond_the_history_are_left_out(self, audience):
         few = SETTINGS | {"max_refits": 1}
         assert study_ages(audience[0], Popularity(), **few | {"ages": (7, 500)}).ages == (7,)
-        with pytest.raises(ValueError, match="fewer than 20 users"):
+        with pytest.raises(freshness_study.TooShort, match="fewer than 20 users"):
             study_ages(audience[0], Popularity(), **few | {"ages": (500,)})
 
     def test_rows_of_metrics(self, still):
