@@ -139,8 +139,14 @@ class Alpha(_Section):
     stratified_runs: int = Field(ge=1)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Diversity(_Section):
-    ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    ratios: list[Share] = Field(min_length=1)
+    lambdas: dict[str, list[Share]]
+    base_settings: list[EaseSetting]
+    base_alphas: list[Share]
     max_loss: float = Field(ge=0, lt=1)
 
 

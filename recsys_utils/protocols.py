@@ -414,13 +414,17 @@ class Timeline:
 # ---- measuring
 
 
+def user_blocks(n_users: int, n_items: int) -> list[slice]:
+    """Rows that are scored together, so that no more than ``_CELLS`` scores are held at once."""
+    step = max(1, min(4000, _CELLS // n_items))
+    return [slice(start, start + step) for start in range(0, n_users, step)]
+
+
 def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -> metrics.Lists:
     """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores."""
     if isinstance(model_or_scores, np.ndarray):
         return metrics.top_k(model_or_scores, case.profiles, k, case.candidates)
-    n_users, n_items = case.profiles.shape
-    step = max(1, min(4000, _CELLS // n_items))
-    blocks = [case.profiles[start : start + step] for start in range(0, n_users, step)]
+    blocks = [case.profiles[block] for block in user_blocks(*case.profiles.shape)]
     return np.concatenate([metrics.top_k(model_or_scores.scores(block), block, k, case.candidates) for block in blocks])
 
 

@@ -7,7 +7,6 @@ the score, and which metadata it shares with the film recommended.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils import own_ratings
+from recsys_utils import neighbours, own_ratings
 from recsys_utils.blend import AlphaCurve, Blend, Components
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
 from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
+from recsys_utils.neighbours import OPAQUE
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
@@ -36,7 +36,6 @@ ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
 SHOWN_TOKENS = 3  # shared metadata named in one reason
 SHOWN_FILMS = 3  # rated films named per part of a score
-OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
 NOUNS = {"genre": "genre", "keyword": "subject", "director": "director", "actor": "actor", "writer": "writer"}
 
 
@@ -61,7 +60,7 @@ class Ladder:
     ----------
     blend : fitted; its popularity part scores films by their number of training ratings
     items : (I rows) columns item_id, title, year, genres, tmdb_id, imdb_id in the order the blend knows
-    exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio
+    exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio or lambda
     seed : of the random picks
     noun : what the items are called in a reason
     """
@@ -99,8 +98,9 @@ class Ladder:
         """One row a recommended film, users in the given order, columns :data:`COLUMNS`.
 
         ``score`` = (1 - alpha) content_score + alpha cf_score, except in a popularity_fallback list, where it is the
-        normalised popularity and alpha is 0. A user whose profile leaves fewer than n films gets those. ``explain``
-        adds a column ``contributions``: the score split over its parts and the rated films that add most to each.
+        normalised popularity and alpha is 0; variety moves places, not scores. A user whose profile leaves fewer than
+        n films gets those. ``explain`` adds a column ``contributions``: the score split over its parts and the rated
+        films that add most to each.
 
         Raises
         ------
@@ -186,6 +186,27 @@ def recommend_file(
     return ladder.recommend(profile, [ME], n, explain=explain), own.report
 
 
+def recommend_by_neighbours(
+    model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, ratings: str | Path, n: int = 10, *,
+    source_scale: Scale | None = None, review: Path | None = None,
+) -> tuple[pd.DataFrame, str]:  # fmt: skip
+    """Well-known films by the neighbours of a file of own ratings (V1), and a paragraph on what was understood.
+
+    Columns as in :func:`neighbours.recommend`; ``predicted`` is on the file's own scale where it has a single one.
+
+    Raises
+    ------
+    InputError : the file can't be used, see :func:`own_ratings.read`.
+    """
+    own = own_ratings.read(ratings, items, scale, source_scale=source_scale, review=review)
+    eligible, rule = neighbours.good_films(model, items)
+    films = neighbours.recommend(model, own.profile(items[ITEM].tolist()), items, n, eligible)
+    theirs = own.raw[["lo", "hi"]].drop_duplicates().to_numpy(np.float64)
+    lo, hi = theirs[0] if len(theirs) == 1 and "thumbs" not in own.source else (scale.lo, scale.hi)
+    films["predicted"] = lo + (films["predicted"] - scale.lo) * (hi - lo) / (scale.hi - scale.lo)
+    return films, f"{own.report} Films listed have {rule}. Predictions are on the scale {lo:g}-{hi:g}."
+
+
 def singly(model: Recommender, profile: csr_matrix) -> Scores:
     """(n, I) scores of the n one-rating profiles that a profile (1, I) is made of."""
     n = profile.nnz
@@ -219,12 +240,11 @@ class Reasons:
             content, cf = self.content_by_film(items), self.cf_by_film(items)
         texts = []
         for column, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
-            if is_pick:
-                texts.append(self._exploration(item))
-            elif content is None:
-                texts.append(f"{self._nothing_liked()} This is a popular {self.ladder.noun}: {self._raters(item)}.")
+            if content is None:
+                fits = f"{self._nothing_liked()} This is a popular {self.ladder.noun}: {self._raters(item)}."
             else:
-                texts.append(self._blended(item, content[:, column], None if cf is None else cf[:, column]))
+                fits = self._blended(item, content[:, column], None if cf is None else cf[:, column])
+            texts.append(self._exploration(item, items[:column], fits) if is_pick else fits)
         return texts
 
     def contributions(self, items: NDArray[np.int32]) -> list[str]:
@@ -279,8 +299,24 @@ class Reasons:
             return f"Your rating of {self._rating(film)} for {self._film(film)} counts most towards it{also}."
         return f"That you know {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
 
-    def _exploration(self, item: int) -> str:
-        strategy = self.ladder.exploration
+    def _exploration(self, item: int, above: NDArray[np.int32], fits: str) -> str:
+        """Why a film stands in the list that the plain ranking would not show, after the films ``above``.
+
+        ``fits`` says why it scores well, which matters to the strategies that re-rank the best.
+        """
+        strategy, mix = self.ladder.exploration, self.ladder.catalogue.mix
+        if strategy in ("mmr", "dpp"):
+            lengths = np.linalg.norm(mix[above], axis=1) * np.linalg.norm(mix[item])
+            like = float((mix[above] @ mix[item] / np.where(lengths > 0, lengths, 1)).max(initial=0))
+            return f"For variety: the {self.ladder.noun} above it nearest in genre is {like:.0%} like it. {fits}"
+        if strategy in ("xquad", "calibration") and mix[item].any():
+            mine = self.ladder.catalogue.profile_mix(self.profile)[0]
+            here = mix[above].sum(axis=0) / max(mix[above].sum(), 1)
+            genre = int(np.where(mix[item] > 0, mine - here, -np.inf).argmax())
+            shares = f"{mine[genre]:.0%} of what you rated and {here[genre]:.0%} of the list above"
+            return f"For variety: {self.ladder.catalogue.genre_names[genre]} is {shares}. {fits}"
+        if strategy == "discount":
+            return f"For variety, a less known {self.ladder.noun}: {self._raters(item)}. {fits}"
         if strategy.startswith("genre"):
             genres, names = self.ladder.catalogue.genres, self.ladder.catalogue.genre_names
             rated = np.asarray(genres[self.profile.indices].sum(axis=0)).ravel()

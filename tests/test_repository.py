@@ -25,7 +25,7 @@ ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
      "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid", "latent_traits"},
+    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
     {"blend", "diversity", "recommender"},
     {"alpha_study", "diversity_study", "freshness_study", "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
