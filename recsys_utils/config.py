@@ -58,6 +58,12 @@ class Ingest(_Section):
     item_folds: int = Field(ge=2)
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
+    filter_top: int = Field(ge=1)
+    filter_rating: float = Field(ge=1, le=10)
+    filter_votes: int = Field(ge=1)
+    filter_count: int = Field(ge=1)
+    filter_ease: EaseSetting
+    filter_svd: SvdSetting
 
 
 class Content(_Section):
@@ -94,12 +100,12 @@ class EaseGrid(_Section):
 
 class Grid(_Section):
     svd_grid: SvdGrid
-    svd_short: SvdGrid
     knn_grid: KnnGrid
-    knn_short: KnnGrid
     inner_folds: int = Field(ge=2)
+    inner_tried: int = Field(ge=1)
     item_knn_grid: ItemKnnGrid
     ease_grid: EaseGrid
+    training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
 
 

@@ -221,6 +221,10 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
         for file in value if isinstance(value, list) else [value]:
             if isinstance(file, str) and file and (plan.root / file).is_file():
                 made[f"file {file}"] = _sha256(plan.root / file)
+    if store := plan.parameters[stage].get("dataset_store"):
+        from recsys_utils import ratings_store
+
+        made["ratings store"] = ratings_store.state(store, plan.root)
     for upstream in plan.needs[stage]:
         made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
     return made

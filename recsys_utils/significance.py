@@ -7,7 +7,7 @@ sums of per-user values (Owen & Eckles 2012). All intervals are two-sided 95 %.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,6 +51,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return format(self)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate in other units: a positive factor times everything but n and p."""
+        names = ("value", "ci_low", "ci_high", "se", "lower")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def evidence(self, metric: str) -> dict[str, Any]:
         """The row of a finding: metric, value, ci_low, ci_high, n."""
