@@ -169,6 +169,11 @@ class Diversity(_Section):
     max_loss: float = Field(ge=0, lt=1)
 
 
+class Elicitation(_Section):
+    counts: list[Annotated[int, Field(ge=0)]] = Field(min_length=3)
+    n_factors: int = Field(ge=1)
+
+
 class Export(_Section):
     list_length: int = Field(ge=1)
     own_ratings: str = ""
@@ -189,6 +194,7 @@ class Parameters(_Section):
     neighbours: NeighboursGrid = Field(alias="04_neighbours")
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
+    elicitation: Elicitation = Field(alias="08_elicitation")
     export: Export = Field(alias="10_export")
     findings: Findings = Field(alias="11_findings", default_factory=Findings)
 
