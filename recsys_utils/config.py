@@ -58,6 +58,12 @@ class Ingest(_Section):
     item_folds: int = Field(ge=2)
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
+    filter_top: int = Field(ge=1)
+    filter_rating: float = Field(ge=1, le=10)
+    filter_votes: int = Field(ge=1)
+    filter_count: int = Field(ge=1)
+    filter_ease: EaseSetting
+    filter_svd: SvdSetting
 
 
 class Content(_Section):
@@ -94,12 +100,12 @@ class EaseGrid(_Section):
 
 class Grid(_Section):
     svd_grid: SvdGrid
-    svd_short: SvdGrid
     knn_grid: KnnGrid
-    knn_short: KnnGrid
     inner_folds: int = Field(ge=2)
+    inner_tried: int = Field(ge=1)
     item_knn_grid: ItemKnnGrid
     ease_grid: EaseGrid
+    training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
 
 
@@ -150,6 +156,11 @@ class Diversity(_Section):
     max_loss: float = Field(ge=0, lt=1)
 
 
+class Elicitation(_Section):
+    counts: list[Annotated[int, Field(ge=0)]] = Field(min_length=3)
+    n_factors: int = Field(ge=1)
+
+
 class Export(_Section):
     list_length: int = Field(ge=1)
     own_ratings: str = ""
@@ -169,6 +180,7 @@ class Parameters(_Section):
     grid: Grid = Field(alias="03_cf_grid_search")
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
+    elicitation: Elicitation = Field(alias="08_elicitation")
     export: Export = Field(alias="10_export")
     findings: Findings = Field(alias="11_findings", default_factory=Findings)
 

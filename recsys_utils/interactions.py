@@ -238,7 +238,8 @@ def describe(data: Interactions, noun: str = "film") -> dict[str, float]:
         f"{noun}s never rated": int((per_item == 0).sum()),
         f"share of ratings on the most rated tenth of {noun}s": float(top.sum() / len(data)),
     }
-    if data.timestamp.any():
+    data = data.where(data.timestamp > 0)  # a store may hold ratings without a date
+    if len(data):
         visits = pd.Series(sessions(data)).groupby(data.user).max() + 1
         span = pd.Series(data.timestamp).groupby(data.user).agg(lambda t: t.max() - t.min())
         same = pd.DataFrame({"u": data.user, "t": data.timestamp}).duplicated(keep=False)

@@ -38,9 +38,11 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "03_cf_grid_search": ("01_ingest",),
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
+    "08_elicitation": ("01_ingest", "06_alpha_curve"),
     "10_export": ("01_ingest", "06_alpha_curve", "07_diversity"),
     "11_findings": (
-        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity", "10_export",
+        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity",
+        "08_elicitation", "10_export",
     ),
 }  # fmt: skip
 """The stages in reading order, and the stages whose outputs each one reads."""
@@ -219,6 +221,10 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
         for file in value if isinstance(value, list) else [value]:
             if isinstance(file, str) and file and (plan.root / file).is_file():
                 made[f"file {file}"] = _sha256(plan.root / file)
+    if store := plan.parameters[stage].get("dataset_store"):
+        from recsys_utils import ratings_store
+
+        made["ratings store"] = ratings_store.state(store, plan.root)
     for upstream in plan.needs[stage]:
         made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
     return made

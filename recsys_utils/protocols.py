@@ -304,15 +304,15 @@ def fold_users(users: pd.DataFrame, fold: int) -> FoldUsers:
 
 
 def profile_size_cases(
-    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, *, order: str, sizes: Sequence[int],
-    part: Literal["validation", "test"] = "test",
+    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, *, order: str,
+    sizes: Sequence[int | None], part: Literal["validation", "test"] = "test",
 ) -> Iterator[Case]:  # fmt: skip
     """profile-size: one case per profile size n, of the users who have n ratings outside their fixed target.
 
     Parameters
     ----------
     order : "time" or "random_<s>", the column position_<order> of ``splits``
-    sizes : profile sizes n; one that no user has is skipped
+    sizes : profile sizes n; one that no user has is skipped; None = all ratings outside the target
     part : whom to test: validation users to make choices, test users to report
 
     Profiles are nested prefixes of the order; the target is its tail, the same for every n.
@@ -328,9 +328,10 @@ def profile_size_cases(
     if order == "time":
         check_time_order(data, mine & ~target, target)
     for size in sizes:
-        have = rows[longest[rows] >= size]
+        have = rows[longest[rows] >= (size or 0)]
         if have.size:
-            yield _case(data, train, have, mine & (place < size) & ~target, target, n=size, new_users=True)
+            kept = mine & ~target if size is None else mine & (place < size) & ~target
+            yield _case(data, train, have, kept, target, n=size, new_users=True)
 
 
 def cold_item_case(data: Interactions, item_folds: pd.DataFrame, fold: int, *, hidden: int | None = None) -> Case:

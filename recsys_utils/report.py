@@ -332,8 +332,8 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
 
 _CONFIG: dict[str, Any] = {
     "extensions": ["myst_nb", "recsys_utils.report"],
-    "project": "Movie recommender study",
-    "html_title": "Movie recommender study",
+    "project": "Recommender study",
+    "html_title": "Recommender study",
     "html_theme": "sphinx_book_theme",
     "html_theme_options": {
         "use_download_button": False, "use_fullscreen_button": False,

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +18,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_tables import few, half_stars, points, tracks
 
 from recsys_utils import catalogue, config, datasets, ingest, own_data
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN
@@ -368,3 +376,56 @@ def test_a_cell_of_ten_megabytes_does_not_hang(tmp_path: Path) -> None:
         text = f"user,item,rating\nu1,{big},3\n{big},i1,4\nu1,i2,{big}\n".encode()
         refused_or_read(text, tmp_path)
         refused_or_read(text + BASE.to_csv(index=False, header=False).encode(), tmp_path)
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder of its own, so that no run of the tests is taken for the newest real one."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "recsys_utils", "requirements.lock"):
+        (root / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "params", root / "params")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "lacks"),
+    [
+        pytest.param(half_stars, ("no time stamps", "no content model", "lists show ids"), marks=pytest.mark.slow),
+        pytest.param(tracks, (), marks=pytest.mark.slow),
+        pytest.param(points, (), marks=pytest.mark.slow),
+        pytest.param(
+            few, ("no time stamps", "no content model", "lists show ids", "fewer than 10"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
+    project: Path, make: Callable[[Path], dict[str, str]], lacks: tuple[str, ...]
+) -> None:
+    name = make.__name__
+    tables = make(project)
+    parameters = {"extends": "smoke.yaml", "dataset": {"name": name, **tables}}
+    (project / "params" / f"{name}.yaml").write_text(json.dumps(parameters), encoding="utf-8")
+    command = [sys.executable, "-m", "recsys_utils.cli", "run", str(project / "params" / f"{name}.yaml")]
+    environment = os.environ | {"RECSYS_ROOT": str(project)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = project / "reports" / name
+    metrics = pd.read_csv(report / "tables" / "metrics.csv", keep_default_na=False, na_values={"value": [""]})
+    assert metrics[["value", "ci_low", "ci_high"]].notna().all(axis=None)
+    variants, noun = " ".join(metrics["variant"]), tables.get("noun", "item")
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert ("can’t answer" in page or "can't answer" in page) == bool(lacks)
+    assert not [sentence for sentence in lacks if sentence not in page]
+    assert ("content" in set(metrics["model"])) == ("no content model" not in lacks)
+    assert ("order=time" in variants) == ("no time stamps" not in lacks)
+    answers = {f["id"]: f["answer"] for f in json.loads((report / "findings.json").read_text(encoding="utf-8"))}
+    assert not [text for text in answers.values() if re.search(r"\bnan\b", text)]
+    assert f"{noun}s" in answers["data"]
+    found = pd.read_csv(report / "recommendations.csv", dtype=str, keep_default_na=False)
+    assert found["user_id"].str.startswith("own_").all()
+    assert not found["reason"].str.contains("film").any() or noun == "film"

@@ -26,8 +26,8 @@ ROWS = [
      "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
-    {"blend", "diversity", "recommender"},
-    {"alpha_study", "diversity_study", "decisions"},
+    {"blend", "diversity", "elicitation", "recommender"},
+    {"alpha_study", "catalogue_study", "diversity_study", "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
@@ -161,7 +161,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 8_200  # why not fewer: CHANGELOG.md
+LINES = 8_700  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
