@@ -39,7 +39,7 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
     "08_elicitation": ("01_ingest", "06_alpha_curve"),
-    "10_export": ("01_ingest", "06_alpha_curve", "07_diversity"),
+    "10_export": ("01_ingest", "06_alpha_curve", "07_diversity", "08_elicitation"),
     "11_findings": (
         "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity",
         "08_elicitation", "10_export",
