@@ -150,7 +150,7 @@ def test_content_shares_add_up_to_the_cosine(items: pd.DataFrame, train: Interac
 
 def test_collaborative_reason_names_the_rating_that_adds_most(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train, ALWAYS_CF)
-    assert rows.additive
+    assert rows.linear == {"ease"}
     mine = profile({0: 5, 5: 4, 12: 1, 30: 4})
     found = rows.recommend(mine, ["me"], n=3)
     best = int(found["item_id"].iloc[0])
@@ -167,7 +167,7 @@ def test_collaborative_reason_names_the_rating_that_adds_most(items: pd.DataFram
 
 def test_a_model_that_is_no_sum_gives_a_place_instead_of_a_film(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train, ALWAYS_CF, SVD(n_factors=4, n_epochs=5))
-    assert not rows.additive
+    assert rows.linear == set()
     found = rows.recommend(profile({0: 5, 5: 4, 12: 1}), ["me"], n=2)
     assert found["reason"].tolist() == [
         f"By the pattern of your 3 ratings it is number {place} of {N_ITEMS - 3} films." for place in (1, 2)
