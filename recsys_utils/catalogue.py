@@ -12,8 +12,9 @@ from recsys_utils.interactions import natural_order
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
 
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
-IDS = ["imdb_id", "tmdb_id"]
-COLUMNS = [ITEM, "title", "year", *LISTS, "overview", *IDS]
+IDS = ["movie_id", "imdb_id", "tmdb_id"]  # movie_id: the movieId of MovieLens' later editions
+NUMBERS = {"imdb_rating": "Float64", "imdb_votes": "Int64"}  # of today, so no feature of a model: they know the future
+COLUMNS = [ITEM, "title", "year", *LISTS, "overview", *IDS, *NUMBERS]
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def merge(films: pd.DataFrame, facts: Sequence[Facts] = ()) -> Catalogue:
         values = items[column] if column in items else [None] * len(items)
         items[column] = pd.Series([list(v) if isinstance(v, (list, tuple)) else [] for v in values], dtype=object)
     items["overview"] = items["overview"].fillna("") if "overview" in items else ""
-    for column in IDS:
-        items[column] = (items[column] if column in items else pd.Series(None, index=items.index)).astype("string")
+    plain = dict.fromkeys(IDS, "string") | NUMBERS
+    items = items.assign(**{column: None for column in plain if column not in items}).astype(plain)
     origin = []
     ordered = []
     for one in facts:
         told = one.table[one.table[one.key].notna()].drop_duplicates(one.key).set_index(one.key)
-        for column in [c for c in (*LISTS, "overview", *IDS) if c in told]:
+        for column in [c for c in (*LISTS, "overview", *IDS, *NUMBERS) if c in told]:
             new = dict(zip(told.index, told[column], strict=True))
             pairs = [(old, new.get(key)) for key, old in zip(items[one.key], items[column], strict=True)]
             fill = [_empty(old) and not _empty(value) for old, value in pairs]
@@ -149,8 +150,9 @@ def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str)
                 "year": pa.Column("Int64", pa.Check.in_range(1870, 2100), nullable=True),
                 **{name: pa.Column(object, pa.Check(lists, error="a list of words")) for name in LISTS},
                 "overview": pa.Column(str),
-                "imdb_id": pa.Column("string", nullable=True),
-                "tmdb_id": pa.Column("string", nullable=True),
+                **{name: pa.Column("string", nullable=True) for name in IDS},
+                "imdb_rating": pa.Column("Float64", pa.Check.in_range(1, 10), nullable=True),
+                "imdb_votes": pa.Column("Int64", pa.Check.ge(0), nullable=True),
             },
             strict=True,
             ordered=True,

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class Comparison(StrEnum):
+    """How `recsys compare` prints two runs."""
+
+    table = "table"
+    json = "json"
+
+
 def main() -> None:
     """Entry point: unusable input is one paragraph on stderr and exit status 2; Ctrl-C is status 130."""
     try:
@@ -55,6 +63,10 @@ def plan_from(
 
     root = project_root()
     parameters = config.load(params, settings, root=root)
+    if "tmdb" in parameters.dataset.catalogue:
+        from recsys_utils import tmdb
+
+        tmdb.token()  # a run without one would fail after minutes of fetching
     return Plan(
         root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
         parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
@@ -75,11 +87,14 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
     name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="tcp://HOST:PORT of a Dask scheduler, or local:N; same numbers")
+    ] = "",
 ) -> None:
     """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
     from recsys_utils import pipeline
 
-    plan = plan_from(params, set_, name, jobs)
+    plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
     status = pipeline.run(plan, only=only, force=force)
     if status == 0 and only is None:
         print(f"Report: {plan.shown(plan.report / 'index.html')}")
@@ -131,7 +146,7 @@ def recommend(
     elif format_ is Format.json:
         print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
     else:
-        _print_table(films, ["contributions"] if explain else [])
+        _print_table(films[["rank", "title", "score", "reason", *(["contributions"] if explain else [])]])
 
 
 def _newest_bundle() -> Path:
@@ -147,20 +162,46 @@ def _newest_bundle() -> Path:
     return max(finished, key=newest_real_first).parent / "bundle"
 
 
-def _print_table(films: pd.DataFrame, more: list[str]) -> None:
+def _print_table(frame: pd.DataFrame) -> None:
+    """Print every column, scores with three decimals; numbers stand to the right."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "title", "score", "reason", *more):
-        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
-    for film in films.to_dict("records"):
-        cells = [str(film["rank"]), film["title"], f"{film['score']:.3f}", film["reason"], *(film[c] for c in more)]
-        table.add_row(*map(str, cells))
+    for column in frame:
+        table.add_column(str(column), justify="right" if column in ("rank", "score") else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 160
     console.print(table)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="a finished run, such as ml-100k, or published")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="another one")],
+    format_: Annotated[Comparison, typer.Option("--format", help="table or json")] = Comparison.table,
+) -> None:
+    """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
+    from recsys_utils import decisions
+    from recsys_utils.stage import project_root
+
+    reports = project_root() / "reports"
+    answers, numbers = decisions.compare(reports / run_a, reports / run_b)
+    if format_ is Comparison.json:
+        tables = {"decisions": answers, "metrics": numbers}
+        print(json.dumps({k: json.loads(t.to_json(orient="records", double_precision=6)) for k, t in tables.items()}))
+        return
+    for name in "ab":
+        columns = (answers[f"{column}_{name}"] for column in ("verdict", "value", "ci_low", "ci_high"))
+        answers[{"a": run_a, "b": run_b}[name]] = [
+            f"{verdict} {value:+.3f} [{low:+.3f}, {high:+.3f}]" if verdict == verdict else "not asked"
+            for verdict, value, low, high in zip(*columns, strict=True)
+        ]
+    _print_table(answers[["id", "contrast", run_a, run_b]])
+    print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
 
 
 @app.command()

@@ -135,7 +135,7 @@ class Export(_Section):
 
 
 class Findings(_Section):
-    pass
+    beside: str = ""
 
 
 class Parameters(_Section):
@@ -164,12 +164,12 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("10_export", "own_ratings"),
+    ("10_export", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 
-BUILT_IN = ("genome", "tags", "graph")
-"""What dataset.catalogue may hold besides files."""
+BUILT_IN = ("genome", "tags", "graph", "tmdb")
+"""What dataset.catalogue may hold besides files; tmdb is its API, asked only where it is named."""
 
 
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:

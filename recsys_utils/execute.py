@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from recsys_utils import cluster
 from recsys_utils.interfaces import InputError
 
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")}
@@ -26,6 +27,7 @@ def start_job(job: dict[str, Any], root: Path, log: Any, keep_open: tuple[int, .
     """Start ``python -m recsys_utils.execute``: it tells its progress on stdout and ends when its stdin closes."""
     environment = os.environ | _ONE_THREAD
     environment |= {"PYTHONHASHSEED": "0", "RECSYS_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment[cluster.VARIABLE] = job.get("cluster", "")
     return subprocess.Popen(
         [sys.executable, "-m", "recsys_utils.execute", json.dumps(job)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=keep_open,

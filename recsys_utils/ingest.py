@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic
+from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic, tmdb
 from recsys_utils.archives import UNREADABLE, folders_with
 from recsys_utils.catalogue import Catalogue, Facts, Source
 from recsys_utils.config import BUILT_IN
@@ -34,7 +34,7 @@ class Tables:
     ratings : user_id (with prefix), item_id, rating float32, timestamp int64, in published order
     catalogue : the films and where their facts come from; ``items`` are its films in natural order of item_id
     crosswalk : counterparts in the links archive, where one was given and ids differ
-    links : that archive's films, to compare with
+    links : that archive's films, to compare with, and what files of IMDb say about them
     truth : the generator's truth where the data are synthetic
     notes : what was done to the data, in a sentence each
     """
@@ -61,10 +61,11 @@ class Tables:
 def build(
     fetched: Fetched,
     *,
-    sources: Sequence[str] = BUILT_IN,
+    sources: Sequence[str] = ("genome", "tags", "graph"),
     links: Path | None = None,
     review: Path | None = None,
     merge_doubles: bool = False,
+    interim: Path | None = None,
 ) -> Tables:
     """Read or generate the tables.
 
@@ -72,6 +73,7 @@ def build(
     ----------
     sources : who is asked about films, first come first served for each field of a film: ``BUILT_IN`` by name,
         and files of TMDB, The Movies Dataset or IMDb (see ``providers``)
+    interim : folder of caches, for sources that are asked over the network (data/interim)
     links : a zip with links.csv and movies.csv of a later edition, for data sets that lack them
     review : the crosswalk's review table, filled in
     merge_doubles : make one film of those that stand under two ids; a user's later rating counts. Off by default, since
@@ -90,11 +92,14 @@ def build(
         truth = synthetic.generate(dataset.synthetic)
         return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth)
     assert archive is not None
+    api = tmdb.Api(tmdb.token()) if "tmdb" in sources else None
     if links is not None and "links" in archive.sources():
         raise InputError(f"{dataset.name} has its own links; leave dataset.links empty (got {links}).")
     if review is not None and (links is None or not dataset.own_ids):
         raise InputError(f"dataset.review needs dataset.links, and a data set with ids of its own (got {review}).")
     ratings, films = _ratings(fetched), _films(archive)
+    if dataset.url and not dataset.own_ids:
+        films["movie_id"] = films[ITEM]
     notes: list[str] = []
     if merge_doubles:
         ratings, films, done = merge(ratings, films)
@@ -104,7 +109,19 @@ def build(
     if later is not None and dataset.own_ids:
         others = _films(later).merge(later.facts("links"), on=ITEM)
         walk = crosswalk.match(films, others, crosswalk.read_review(review, films, others) if review else None)
-    facts = _facts(fetched, films, sources, later, walk)
+    facts = _inside("links", fetched, later, walk)
+    known = catalogue.merge(films, facts).items[catalogue.IDS]
+    files = [name for name in sources if name not in BUILT_IN]
+    read = providers.read([Path(name) for name in files], known if others is None else pd.concat([known, others]))
+    outside = {name: read[Path(name)] for name in files}
+    if api is not None:
+        told, said = tmdb.facts(known["tmdb_id"].dropna(), (interim or Path("data/interim")) / "tmdb.sqlite", api)
+        outside["tmdb"] = [told]
+        notes += said
+    for name in sources:
+        facts += outside[name] if name in outside else _inside(name, fetched, later, walk)
+    if others is not None:
+        others = catalogue.merge(others, [one for one in facts if one.key == "imdb_id"]).items
     return Tables(ratings, catalogue.merge(films, facts), walk, others, notes=tuple(notes))
 
 
@@ -136,31 +153,18 @@ def _open_links(path: Path) -> Archive:
     return Archive(movielens.ML_LINKS, folders[0], "links")
 
 
-def _facts(
-    fetched: Fetched, films: pd.DataFrame, sources: Sequence[str], later: Archive | None, walk: Crosswalk | None
-) -> list[Facts]:
-    """What each source says, links first, since files are looked up by the ids they give."""
-
-    def inside(name: str) -> list[Facts]:
-        for archive in (fetched.archive, fetched.graph, later):
-            if archive is None or name not in archive.sources():
-                continue
-            told = archive.facts(name)
-            if archive is later and walk is not None:
-                pairs = walk.table[[ITEM, "movieId"]].dropna()
-                told = told.rename(columns={ITEM: "movieId"}).merge(pairs, on="movieId").drop(columns="movieId")
-            terms = Source(
-                name, fetched.dataset.licence, f"MovieLens {name} ({archive.path.name}): {fetched.dataset.cite}"
-            )
-            return [Facts(_GRAPH if name == "graph" else terms, told)]
-        return []
-
-    facts = inside("links")
-    known = catalogue.merge(films, facts).items[catalogue.IDS]
-    outside = providers.read([Path(s) for s in sources if s not in BUILT_IN], known)
-    for name in sources:
-        facts += inside(name) if name in BUILT_IN else outside[Path(name)]
-    return facts
+def _inside(name: str, fetched: Fetched, later: Archive | None, walk: Crosswalk | None) -> list[Facts]:
+    """What the archives at hand say about films under one of their sources; nothing where none has it."""
+    for archive in (fetched.archive, fetched.graph, later):
+        if archive is None or name not in archive.sources():
+            continue
+        told = archive.facts(name)
+        if archive is later and walk is not None:
+            pairs = walk.table[[ITEM, "movieId"]].dropna().rename(columns={"movieId": "movie_id"})
+            told = told.rename(columns={ITEM: "movie_id"}).merge(pairs, on="movie_id")
+        terms = Source(name, fetched.dataset.licence, f"MovieLens {name} ({archive.path.name}): {fetched.dataset.cite}")
+        return [Facts(_GRAPH if name == "graph" else terms, told)]
+    return []
 
 
 def merge(ratings: pd.DataFrame, films: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +29,23 @@ def natural_order(ids: Iterable[str]) -> list[str]:
         return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", text) if p]
 
     return sorted(ids, key=lambda text: (key(text), text))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The rows ``kept`` (bool, of all ratings) of the interactions.parquet in a stage's ``folder``.
+
+    ``version`` tells a file that was replaced from the one that was read.
+    """
+
+    folder: str
+    version: int
+    kept: NDArray[np.bool_]
+
+    def where(self, mask: NDArray[np.bool_]) -> Origin:
+        kept = self.kept.copy()
+        kept[kept] = mask
+        return replace(self, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Interactions:
     rating: NDArray[np.float32]
     timestamp: NDArray[np.int64]
     scale: Scale
+    origin: Origin | None = field(default=None, init=False, compare=False)  # lost when a column is replaced
 
     @classmethod
     def from_frame(
@@ -122,7 +143,13 @@ class Interactions:
         if len(mask) != len(self):
             raise ValueError(f"mask has {len(mask)} entries for {len(self)} ratings")
         columns = {n: getattr(self, n)[mask] for n in ("user", "item", "rating", "timestamp")}
-        return replace(self, **columns)
+        return _from_files(replace(self, **columns), self.origin and self.origin.where(mask))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes where the ratings can be read, not the ratings, if they came from files."""
+        if self.origin is not None:
+            return _read_part, (self.origin.folder, self.origin.version, np.packbits(self.origin.kept))
+        return Interactions, tuple(getattr(self, column.name) for column in fields(self) if column.init)
 
     def of_users(self, rows: NDArray[np.int_]) -> Interactions:
         """Only the ratings of the users at positions ``rows``; the other rows stay, empty."""
@@ -133,6 +160,39 @@ class Interactions:
         return pd.DataFrame(
             {USER: self.users[self.user], ITEM: self.items[self.item], RATING: self.rating, TIMESTAMP: self.timestamp}
         )
+
+
+def read_interactions(folder: Path) -> Interactions:
+    """The ratings that 01_ingest wrote to ``folder``; parts of them travel between processes as that path and rows."""
+    return _read(str(folder), _version(str(folder)))
+
+
+def _version(folder: str) -> int:
+    return Path(folder, "interactions.parquet").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _read(folder: str, version: int) -> Interactions:
+    if _version(folder) != version:
+        raise RuntimeError(f"{folder} was replaced while tasks were under way; run the stage again")
+    scale = Scale(**json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))["scale"])
+    items, users = (
+        pd.read_parquet(Path(folder, f"{name}.parquet"), columns=[column])[column].tolist()
+        for name, column in (("items", ITEM), ("users", USER))
+    )
+    frame = pd.read_parquet(Path(folder, "interactions.parquet"))
+    data = Interactions.from_frame(frame, scale=scale, items=items, users=users)
+    return _from_files(data, Origin(folder, version, np.ones(len(data), bool)))
+
+
+def _from_files(data: Interactions, origin: Origin | None) -> Interactions:
+    object.__setattr__(data, "origin", origin)
+    return data
+
+
+def _read_part(folder: str, version: int, kept: NDArray[np.uint8]) -> Interactions:
+    everything = _read(folder, version)
+    return everything.where(np.unpackbits(kept, count=len(everything)).astype(bool))
 
 
 def item_counts(matrix: csr_matrix) -> NDArray[np.int64]:

@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recsys_utils.cluster import opened
 from recsys_utils.execute import start_job
 from recsys_utils.interfaces import InputError
 from recsys_utils.progress import Progress
@@ -63,6 +64,7 @@ class Plan:
     notebooks : folder of <stage>.ipynb
     site : whether the report is assembled once every stage is finished
     settings : the whole checked parameter file, for run.json
+    cluster : address of a Dask scheduler that takes the notebooks' tasks, or local:N; "" = this machine
     """
 
     root: Path
@@ -74,6 +76,7 @@ class Plan:
     notebooks: Path = Path("notebooks")
     site: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -403,8 +406,8 @@ def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, 
     for stage in wanted:
         if stage != SITE:
             check_parameters(plan, stage)
-    with _locked(plan) as lock, Progress(wanted, plain) as progress:
-        state = _Run(plan, frozenset(force), progress, lock)
+    with _locked(plan) as lock, opened(plan.cluster) as address, Progress(wanted, plain) as progress:
+        state = _Run(replace(plan, cluster=address), frozenset(force), progress, lock)
         try:
             status = _dispatch(state, stages, [only] if only else stages)
         except BaseException:
@@ -580,7 +583,7 @@ def _versions() -> dict[str, str]:
 
 
 def notebook_job(plan: Plan, stage: str, values: dict[str, Any], to: Path) -> dict[str, Any]:
-    return {"notebook": str(plan.notebook(stage)), "to": str(to), "values": values}
+    return {"notebook": str(plan.notebook(stage)), "to": str(to), "values": values, "cluster": plan.cluster}
 
 
 def reference(plan: Plan, folder: Path) -> None:

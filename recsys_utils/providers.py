@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,7 +25,7 @@ from recsys_utils.interfaces import InputError
 
 _BLOCK = 1 << 25
 _CAST = 10  # of a film's credits in billing order; a later name says little about it
-_TMDB = (
+TMDB_TERMS = (
     "TMDB's terms: non-commercial, attribution, no copy older than six months; Kaggle editions add their own",
     "This product uses the TMDB API but is not endorsed or certified by TMDB.",
 )
@@ -124,15 +124,23 @@ def _keep(blocks: Iterable[pl.DataFrame], key: str, wanted: set[str]) -> pl.Data
 def _tmdb(columns: list[str], blocks: Iterator[pl.DataFrame], wanted: set[str], path: Path) -> Facts | None:
     """A table of TMDB 5000 (movies, credits) or The Movies Dataset (metadata, keywords, credits); None for others."""
     key = "movie_id" if "movie_id" in columns else "id"
-    fields = {field: column for field, (column, _) in _FIELDS.items() if column in columns}
+    fields = list(film_fields(dict.fromkeys(columns, "")))
     if key not in columns or not fields:
         return None
     rows = _keep(blocks, key, wanted)
-    table = pd.DataFrame({"tmdb_id": rows[key].to_list()})
-    for field, column in fields.items():
-        table[field] = pd.Series([_FIELDS[field][1](text or "") for text in rows[column].to_list()], dtype=object)
-    source = Source(f"tmdb ({path.name})", *_TMDB, snapshot=_snapshot(path))
-    return Facts(source, table.rename(columns=lambda c: c.split("/")[0]), key="tmdb_id", ordered=True)
+    table = pd.DataFrame([{"tmdb_id": row[key]} | film_fields(row) for row in rows.iter_rows(named=True)])
+    source = Source(f"tmdb ({path.name})", *TMDB_TERMS, snapshot=_snapshot(path))
+    return Facts(source, table.reindex(columns=["tmdb_id", *fields]), key="tmdb_id", ordered=True)
+
+
+def film_fields(row: Mapping[str, str | None]) -> dict[str, list[str] | str]:
+    """The catalogue's fields of one film from columns as TMDB and Kaggle write them; what has no column is left out.
+
+    >>> film_fields({"genres": '[{"id": 16, "name": "Animation"}]', "overview": None})
+    {'genres': ['Animation'], 'overview': ''}
+    """
+    told = {field: read(row[column] or "") for field, (column, read) in _FIELDS.items() if column in row}
+    return {field.split("/")[0]: value for field, value in told.items()}
 
 
 def _records(text: str) -> list[dict[str, Any]]:

@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 
+from recsys_utils.decisions import first_sentence
 from recsys_utils.interfaces import InputError
 from recsys_utils.stage import METRIC_COLUMNS, write_csv
 
 PUBLISHED_LIMIT = 4_000_000  # bytes
+DECISIONS = "11_decisions.csv"
 BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
 MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
@@ -48,6 +50,7 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
   border-radius: .4rem; padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
 .finding .container, .headline.container { padding: 0; max-width: none; }
 .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
+.decisions td { font-size: .85rem; vertical-align: top; min-width: 9rem; }
 .headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
 .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -148,6 +151,8 @@ def index_page(
             f":::{{container}} headline\n{table}\n:::",
             *_key_figures(report),
         ]
+    if table := decision_summary(report / "tables" / DECISIONS):
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
@@ -254,8 +259,27 @@ def headline_table(metrics: pd.DataFrame) -> str:
     return _pipe_table(["model", *(column[2] for column in HEADLINE)], lines)
 
 
-def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["---", *["---:"] * (len(head) - 1)]
+def decision_summary(path: Path) -> str:
+    """The decision table (see ``decisions``) as markdown: question, short answer, contrast; "" when there is none."""
+    if not path.is_file() or (decisions := pd.read_csv(path)).empty:
+        return ""
+    rows = [
+        [
+            str(row.question), str(row.answer),
+            f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}",
+            f"{row.verdict}; p {row.p_holm:.2g}",
+        ]
+        for row in decisions.itertuples()
+    ]  # fmt: skip
+    return _pipe_table(
+        ["question", "answer in short", "deciding contrast", "verdict; p (Holm)"],
+        [[cell.replace("|", "\\|") for cell in row] for row in rows], numbers=False,
+    )  # fmt: skip
+
+
+def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
+    """A markdown table; ``numbers`` sets every column but the first to the right."""
+    align = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *rows])
 
 
@@ -359,7 +383,7 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def publish(report: Path, target: Path) -> int:
-    """Copy findings.json, metrics.csv, README's figure and the executed notebooks of a report; returns their size.
+    """Copy a report's findings, metrics, decisions, README's figure and executed notebooks; returns their size.
 
     Raises
     ------
@@ -370,7 +394,8 @@ def publish(report: Path, target: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         shutil.copyfile(report / "findings.json", fresh / "findings.json")
-        shutil.copyfile(report / "tables" / "metrics.csv", fresh / "metrics.csv")
+        for table in ("metrics", "11_decisions"):
+            shutil.copyfile(report / "tables" / f"{table}.csv", fresh / f"{table.removeprefix('11_')}.csv")
         figure = f"{next(iter(KEY_FIGURES))}.png"
         (fresh / figure).write_bytes(_small((report / "figures" / figure).read_bytes()))
         for file in sorted((report / "notebooks").glob("*.ipynb")):
@@ -421,10 +446,17 @@ def with_headline(readme: str, published: Path) -> str:
         raise InputError(f"Nothing is published in {published}; `recsys publish ml-100k` does it.")
     metrics = pd.read_csv(published / "metrics.csv", dtype=str, keep_default_na=False)
     findings = json.loads((published / "findings.json").read_text(encoding="utf-8"))
-    answers = [f"- **{f['question']}** {f['answer']} *(confidence: {f['confidence']})*" for f in findings]
+    decided = published / "decisions.csv"
+    table = decision_summary(decided)
+    listed = set(pd.read_csv(decided)["id"]) if table else set()
+    answers = [
+        f"- **{f['question']}** {first_sentence(f['answer'])} *(confidence: {f['confidence']})*"
+        for f in findings
+        if f["id"] not in listed
+    ]
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     name, alt = next(iter(KEY_FIGURES.items()))
     figure = f"![{alt}](reports/published/{name}.png)"
-    rendered = "\n\n".join([headline_table(metrics), figure, "\n".join(answers)])
+    rendered = "\n\n".join([headline_table(metrics), figure, *filter(None, [table]), "\n".join(answers)])
     return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

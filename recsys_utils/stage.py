@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from recsys_utils import figures
+from recsys_utils import cluster, figures
 from recsys_utils.content import FIELDS
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Scale, child_rng, child_seed
+from recsys_utils.decisions import primary_contrast
+from recsys_utils.interactions import Interactions, read_interactions
+from recsys_utils.interfaces import InputError, child_rng, child_seed
+from recsys_utils.significance import MARGIN, Estimate
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
 METRIC_KEY = METRIC_COLUMNS[:6]
@@ -52,10 +54,12 @@ class Stage:
         self.root_seed = seed
         self._metrics: list[pd.DataFrame] = []
         self._findings: list[dict[str, Any]] = []
+        self._primaries: list[dict[str, Any]] = []
         if self.output is not None:
             for folder in ("tables", "figures"):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
         figures.theme()
+        cluster.join()
 
     # ---- what comes in
 
@@ -100,12 +104,7 @@ class Stage:
         return any(items[field].map(len).any() for field in fields)
 
     def interactions(self) -> Interactions:
-        scale = Scale(**self.meta["scale"])
-        items = self.read("01_ingest", "items.parquet")["item_id"].tolist()
-        users = self.read("01_ingest", "users.parquet")["user_id"].tolist()
-        return Interactions.from_frame(
-            self.read("01_ingest", "interactions.parquet"), scale=scale, items=items, users=users
-        )
+        return read_interactions(self.path("01_ingest", "interactions.parquet").parent)
 
     def items(self) -> pd.DataFrame:
         return self.read("01_ingest", "items.parquet")
@@ -174,13 +173,23 @@ class Stage:
         )  # fmt: skip
         figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
 
+    def primary(self, question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> None:
+        """Record the contrast that was declared to answer a finding; 11_findings corrects all of them together.
+
+        Higher must be better: of two errors pass the negative difference. ``margin`` is in the contrast's own unit.
+        """
+        row = primary_contrast(question, contrast, difference, margin)
+        self._primaries.append({key: _plain(value) for key, value in row.items()})
+
     def close(self) -> None:
-        """Write metrics.csv and findings.json; call once, in the last cell."""
+        """Write metrics.csv, findings.json and primary.json; call once, in the last cell."""
         if self.output is None:
             return
         rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
         write_csv(rows, self.output / "metrics.csv")
         self.save("findings.json", self._findings)
+        if not (self.output / "primary.json").exists():
+            self.save("primary.json", self._primaries)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 - fixtures
 
-from recsys_utils import catalogue, ingest
+from recsys_utils import catalogue, ingest, tmdb
 from recsys_utils.datasets import Dataset, Fetched, describe, fetch
 from recsys_utils.interfaces import InputError
 
@@ -54,6 +54,46 @@ def test_sources_are_asked_in_the_order_given(fetched: Fetched, links: Path, tmp
     assert ingest.build(fetched, links=links, sources=[]).items["keywords"].tolist()[0] == []
 
 
+def test_the_api_is_asked_where_it_is_named_at_its_place(
+    fetched: Fetched, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def film(self: tmdb.Api, number: str) -> tmdb.Film:
+        asked.append(number)
+        return {"keywords": ["bread"], "overview": "A loaf."}
+
+    monkeypatch.setattr(tmdb.Api, "film", film)
+    monkeypatch.delenv(tmdb.TOKEN, raising=False)
+    assert ingest.build(fetched, links=links).items["overview"].tolist() == ["", "", ""], "only where it is named"
+    with pytest.raises(InputError, match=tmdb.TOKEN):
+        ingest.build(fetched, links=links, sources=["tags", "tmdb"], interim=tmp_path)
+    monkeypatch.setenv(tmdb.TOKEN, "abc")
+    got = ingest.build(fetched, links=links, sources=["tags", "tmdb"], interim=tmp_path)
+    assert asked == ["4415"], "only films of the data set, by the id of the right film"
+    assert got.items[["keywords", "overview"]].iloc[0].tolist() == [["prison"], "A loaf."]
+    meta = got.meta(fetched)
+    assert meta["notes"][-1] == tmdb.NOTICE
+    assert meta["attribution"][-1] == "This product uses the TMDB API but is not endorsed or certified by TMDB."
+    [terms] = [s for s in meta["sources"] if s["name"] == "tmdb"]
+    assert terms["snapshot"]
+    assert not terms["may_redistribute"]
+    first = ingest.build(fetched, links=links, sources=["tmdb", "tags"], interim=tmp_path)
+    assert first.items["keywords"].tolist()[0] == ["bread"]
+
+
+def test_films_and_their_counterparts_carry_imdbs_numbers(fetched: Fetched, links: Path, tmp_path: Path) -> None:
+    rated = tmp_path / "title.ratings.tsv"
+    rated.write_text("tconst\taverageRating\tnumVotes\ntt0113828\t7.5\t9000\ntt0113497\t7.1\t400000\n")
+    got = ingest.build(fetched, links=links, sources=[str(rated)])
+    assert got.items["movie_id"].fillna("-").tolist() == ["73", "-", "-"]
+    assert got.items["imdb_rating"].fillna(0).tolist() == [7.5, 0, 0]
+    assert got.items["imdb_votes"].fillna(0).tolist() == [9000, 0, 0]
+    assert got.links is not None
+    assert dict(zip(got.links["item_id"], got.links["imdb_votes"], strict=True)) == {"1": 400_000, "73": 9000}
+    catalogue.check(got.ratings, got.items, fetched.dataset.scale, "ml_")
+
+
 def test_a_decision_overrules_the_match(fetched: Fetched, links: Path, tmp_path: Path) -> None:
     review = tmp_path / "review.csv"
     review.write_text("item_id,movieId,decision\n1,73,no\n10,1,yes\n")
@@ -78,6 +118,7 @@ def test_later_sets_share_one_id_space(tmp_path: Path, links: Path) -> None:
     bare = {name: LATER[name] for name in ("ratings.csv", "movies.csv")}
     own = fetch("ml-latest", archive=pack(tmp_path / "l.zip", bare, ""), raw=tmp_path)
     got = ingest.build(own, links=links)
+    assert got.items["movie_id"].tolist() == got.items["item_id"].tolist()
     assert got.items["imdb_id"].fillna("-").tolist() == ["tt0113497", "-"]  # by id: movieId 1 is movieId 1
     assert got.crosswalk is None
 

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
-from sklearn.metrics import mean_absolute_error, mean_squared_error, ndcg_score
+from sklearn.metrics import (
+    average_precision_score,
+    label_ranking_average_precision_score,
+    mean_absolute_error,
+    mean_squared_error,
+    ndcg_score,
+    recall_score,
+)
 from sklearn.metrics.pairwise import cosine_distances
 
 from recsys_utils import metrics
@@ -125,6 +132,30 @@ def test_ndcg_agrees_with_scikit_learn():
         ours = ranking_metrics(top_k(scores, csr_matrix((200, 60)), k), csr_matrix(relevant), k=k)[f"ndcg@{k}"]
         theirs = [ndcg_score(relevant[[user]], scores[[user]], k=k) for user in range(200)]
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_the_other_metrics_agree_with_scikit_learn():
+    """Recall and hits from the top 10 as a set; mrr and map from rankings cut where definitions agree."""
+    rng = np.random.default_rng(2)
+    scores = rng.permuted(np.tile(np.arange(60, dtype=np.float32), (200, 1)), axis=1)
+    relevant = rng.random((200, 60)) < rng.choice([0.03, 0.1, 0.6], (200, 1))
+    relevant[:, 0] |= ~relevant.any(axis=1)
+    lists = top_k(scores, csr_matrix((200, 60)), 10)
+    ours = ranking_metrics(lists, csr_matrix(relevant), k=10)
+    shown = np.zeros((200, 60), bool)
+    np.put_along_axis(shown, lists.astype(np.intp), True, axis=1)
+    for user in range(200):
+        truth, top = relevant[user], lists[user].astype(np.intp)
+        assert ours["recall@10"][user] == pytest.approx(recall_score(truth, shown[user]), abs=1e-9)
+        hits = int(truth[top].sum())
+        assert ours["hit@10"][user] == (hits > 0)
+        if hits:
+            first = np.zeros(10, bool)
+            first[np.argmax(truth[top])] = True  # reciprocal rank = label ranking precision of the first hit alone
+            reciprocal = label_ranking_average_precision_score(first[None], scores[user, top][None])
+            assert ours["mrr@10"][user] == pytest.approx(reciprocal, abs=1e-9)
+            precision = average_precision_score(truth[top], scores[user, top])  # over the hits, not min(k, relevant)
+            assert ours["map@10"][user] == pytest.approx(precision * hits / min(10, truth.sum()), abs=1e-9)
 
 
 def slow_metrics(ranked: list[int], relevant: set[int], k: int) -> dict[str, float]:

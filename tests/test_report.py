@@ -81,6 +81,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tables" / f"t{number}.csv").write_text("a\n1\n")
         (folder / "figures" / f"{name_of_figure}.png").write_bytes(png())
         (folder / "notebook.ipynb").write_text(executed_notebook(f"Title {number}"))
+    (base / ORDER[1] / "tables" / "11_decisions.csv").write_text(
+        "id,question,answer,contrast,value,ci_low,ci_high,p_holm,verdict\n"
+        "f0,Is 0 better?,Yes.,this | that,0.0123,0.001,0.02,0.03,better\n"
+    )
     (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
     (base / ORDER[1] / "bundle").mkdir()
     (base / ORDER[1] / "bundle" / "meta.json").write_text("{}")
@@ -176,6 +180,12 @@ def test_the_index_answers_first(site: Path) -> None:
     assert "0.940 [0.930" not in page  # the tuned variant is shown, not the classic one
 
 
+def test_the_decisions_stand_before_the_answers(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert "this | that: +0.012 [0.001, 0.020]" in page
+    assert page.index("better; p 0.03") < page.index("<strong>much</strong>")
+
+
 def test_the_site_is_light(site: Path) -> None:
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < 8e6
 
@@ -195,6 +205,9 @@ def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
     assert size == sum(file.stat().st_size for file in (tmp_path / "published").iterdir())
     text = report.with_headline(f"top\n{report.BEGIN}\nold\n{report.END}\nrest\n", tmp_path / "published")
     assert "| SVD | 0.930 [0.920, 0.940] |  |" in text
+    assert "| Is 0 better? | Yes. | this \\| that: +0.012 [0.001, 0.020] | better; p 0.03 |" in text
+    assert "- **Is 1 better?** By much. *(confidence: high)*" in text
+    assert "- **Is 0 better?**" not in text  # stands in the table
     assert "old" not in text
     assert text.startswith("top\n")
     assert text.endswith("\nrest\n")
@@ -206,7 +219,8 @@ def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
     shutil.copytree(site / "figures", copy / "figures")
     for folder in ("notebooks", "tables"):
         (copy / folder).mkdir()
-    (copy / "tables/metrics.csv").write_text("")
+    for table in ("metrics", "11_decisions"):
+        (copy / f"tables/{table}.csv").write_text("")
     (copy / "findings.json").write_text("[]")
     (copy / "notebooks/a.ipynb").write_text(executed_notebook("see /home/someone/data"))
     with pytest.raises(InputError, match="/home/someone/data"):

@@ -23,12 +23,12 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
+     "tmdb", "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid"},
     {"blend", "diversity", "recommender"},
-    {"alpha_study", "diversity_study"},
-    {"figures", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"alpha_study", "diversity_study", "decisions"},
+    {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
 
@@ -181,5 +181,11 @@ def test_readme_shows_the_published_numbers() -> None:
 def test_published_results_are_whole_and_light() -> None:
     published = ROOT / "reports" / "published"
     names = {path.name for path in published.iterdir()}
-    assert names == {"findings.json", "metrics.csv", "alpha_curves.png", *(path.name for path in NOTEBOOKS)}
+    assert names == {
+        "findings.json",
+        "metrics.csv",
+        "decisions.csv",
+        "alpha_curves.png",
+        *(path.name for path in NOTEBOOKS),
+    }
     assert sum(path.stat().st_size for path in published.iterdir()) < report.PUBLISHED_LIMIT
