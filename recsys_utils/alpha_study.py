@@ -261,7 +261,8 @@ def choose(
     known = surface_of(validation[cf], sizes)[1]
     at = np.isin(sizes, known)
     single = validation[cf][:, at][:, np.arange(len(known)), _at(curve, known, alphas)]
-    gain = boot.average(crossfit_mixture(mixed, sizes)[:, at] - single)
+    gains = crossfit_mixture(mixed, sizes)[:, at] - single
+    gain = boot.average(gains[:, np.isfinite(gains).any(axis=0)])
     if gain.value > SIMPLER and gain.ci_low > 0:
         cf, curve, _ = next(found for found in pairs if found[0] == MIXTURE)
     return Choice(cf, curve, gain)

@@ -182,6 +182,19 @@ def collaborative_from(name: str, settings: Mapping[str, Any]) -> Recommender:
     return model
 
 
+def describe(choice: Mapping[str, Any]) -> str:
+    """The collaborative part of a default.json in words.
+
+    >>> describe({"cf": "mixture", "settings": {"parts": {"popularity": {}, "ease": {"reg": 5.0}}}})
+    'mixture of popularity, ease (reg 5.0)'
+    """
+    if choice["cf"] == Mixture.name:
+        parts = choice["settings"]["parts"].items()
+        return "mixture of " + ", ".join(describe({"cf": name, "settings": own}) for name, own in parts)
+    settings = ", ".join(f"{key} {value}" for key, value in choice["settings"].items() if key != "seed")
+    return f"{choice['cf']} ({settings})" if settings else str(choice["cf"])
+
+
 def recommend_file(
     ladder: Ladder, scale: Scale, ratings: str | Path, n: int = 10, *, explain: bool = False,
     source_scale: Scale | None = None, review: Path | None = None,
