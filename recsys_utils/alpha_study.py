@@ -69,7 +69,7 @@ FROM_SIZE, TO_SIZE = 1, 30  # contrasts average over these sizes; choices over a
 WITH_POPULARITY = "popularity+"
 CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid; their first setting is the classic one
 MIXED = ("popularity", "item_knn", "ease")
-MIXTURE = "mixture"
+MIXTURE, LONG = "mixture", 20  # short profiles have popularity and item KNN, so EASE's setting is the best from 20 on
 WEIGHTS = simplex(len(MIXED), 0.1)
 SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a change of all the weight must gain
 SIMPLER = 0.003  # ndcg by which a mixture must beat a single model to be worth its weights
@@ -115,14 +115,21 @@ class Arrays(dict[str, Scores]):
             self[name] = normalise_by(rule, self[name_of], self.mask)
             return self[name]
         model = self.models[name]
-        if isinstance(model, Mixture):
-            self[name] = weighted([self[p] for p in model.parts], model.weights_at(np.diff(self.profiles.indptr)))
+        first = self._name(model)
+        if first != name:
+            self[name] = self[first]
+        elif isinstance(model, Mixture):
+            parts = [self[self._name(part)] for part in model.parts.values()]
+            self[name] = weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
         elif name == "content":
             self[name] = model.scores(self.profiles)
         else:
-            twin = next((other for other in self if self.models.get(other) is model), None)
-            self[name] = self[twin] if twin else normalise(model.scores(self.profiles), self.mask)
+            self[name] = normalise(model.scores(self.profiles), self.mask)
         return self[name]
+
+    def _name(self, model: Recommender) -> str:
+        """The first name of a model, so that what goes by several names is scored once."""
+        return next(name for name, other in self.models.items() if other is model)
 
 
 def surfaces(
@@ -222,6 +229,16 @@ def crossfit_mixture(values: Floats, sizes: Sequence[int]) -> Floats:
     return fitted
 
 
+def best_setting(tried: pd.DataFrame, cf: str, since: int = FROM_SIZE) -> int:
+    """The candidate of a model with the highest validation mean, equal weights, over sizes (and folds) from ``since``.
+
+    Where no profile is that long, the longest there are decide. ``tried`` as ``AlphaStudy.settings``.
+    """
+    own = tried[tried["cf"] == cf]
+    means = own[own["n"] >= min(since, own["n"].max())].groupby("candidate")[NDCG].mean()
+    return int(means.index[int(np.argmax(means))])
+
+
 class Choice(NamedTuple):
     """What the rule picks, and the validation gain of the mixture that it judged."""
 
@@ -317,17 +334,16 @@ class AlphaStudy:
         """The rule on the validation users of all folds: what later stages serve."""
         return choose(self.validated(), self.mixed["random"], self.sizes, self.alphas, boot)
 
-    def best_candidate(self, cf: str) -> int:
-        """The position of the candidate setting with the highest validation mean over the folds."""
-        means = self.settings[self.settings["cf"] == cf].groupby("candidate")[NDCG].mean()
-        return int(means.index[int(np.argmax(means))])
+    def settings_of(self, cf: str, settings: Settings, since: int = FROM_SIZE) -> dict[str, Any]:
+        """What default.json says of a model: its setting best over the folds from size ``since`` on.
 
-    def settings_of(self, cf: str, settings: Settings) -> dict[str, Any]:
-        """What default.json says of a model: its best setting, of a mixture its parts' and the pooled weights."""
+        Of a mixture, its parts' settings and the weights tuned on the validation users of all folds.
+        """
         if cf == MIXTURE:
-            parts = {part: self.settings_of(part, settings) if part in settings else {} for part in MIXED}
+            parts = {part: self.settings_of(part, settings) for part in MIXED[1:-1]}
+            parts = {"popularity": {}} | parts | {"ease": self.settings_of("ease", settings, LONG)}
             return {"parts": parts} | tune_mixture(self.mixed["random"], self.sizes)
-        return parameters(settings[cf][self.best_candidate(cf)])  # type: ignore[arg-type]
+        return parameters(settings[cf][best_setting(self.settings, cf, since)])  # type: ignore[arg-type]
 
     def per_user(self, ids: NDArray[np.object_]) -> pd.DataFrame:
         """Long table user_id, order, model, cf, curve, n, ndcg@10 for later cuts."""
@@ -408,9 +424,9 @@ def study_alpha(
         return whole
 
     return AlphaStudy(
-        sizes, alphas if has_text else alphas[-1:], gather("series", "test"), gather("test", "test"), gather("validation", "validation"),
-        gather("mixed", "validation"), pd.concat([result.settings for result in found], ignore_index=True),
-        pd.DataFrame([result.pick for result in found]),
+        sizes, alphas if has_text else alphas[-1:], gather("series", "test"), gather("test", "test"),
+        gather("validation", "validation"), gather("mixed", "validation"),
+        pd.concat([result.settings for result in found], ignore_index=True), pd.DataFrame([r.pick for r in found]),
     )  # fmt: skip
 
 
@@ -445,6 +461,7 @@ def _study_fold(
     randoms = [str(c).removeprefix("position_") for c in splits if str(c).startswith("position_random_")]
     tried = measure("validation", [CLOSE], {name: alone(name) for name in models if ":" in name})
     picked = _pick_settings(models, tried, settings, sizes, fold)
+    long = f"ease:{best_setting(picked, 'ease', LONG)}"
     models["ease:by-size"] = _by_size(models, {name: tried[name] for name in tried if name.startswith("ease:")}, sizes)
     models["svd+knn"] = Mixture({cf: models[cf] for cf in CLASSIC}, [1], {cf: [0.5] for cf in CLASSIC})
 
@@ -456,9 +473,10 @@ def _study_fold(
     result = FoldResult(members, {}, {}, {}, {}, picked, {"fold": fold})
     for kind, orders in ({"random": randoms} | ({"time": ["time"]} if has_time else {})).items():
         signals = _pairs(list(settings), alphas, grid)
-        tuning = measure("validation", orders, signals | {"mixed": Signal(MIXED, lambda n: WEIGHTS)})
+        tuning = measure("validation", orders, signals | {"mixed": Signal((*MIXED[:2], long), lambda n: WEIGHTS)})
         result.mixed[kind] = tuning.pop("mixed")
-        models[MIXTURE] = Mixture({p: models[p] for p in MIXED}, **tune_mixture(result.mixed[kind], sizes))
+        parts = {name: models[name] for name in MIXED} | {"ease": models[long]}
+        models[MIXTURE] = Mixture(parts, **tune_mixture(result.mixed[kind], sizes))
         tuning |= measure("validation", orders, _pairs([MIXTURE], alphas, grid))
         curves = {
             signal: tune_curves(*surface_of(values, sizes), alphas if signal in models else grid)
@@ -504,17 +522,16 @@ def _pick_settings(
     models: dict[str, Recommender], tried: Mapping[str, Floats], settings: Settings, sizes: Sequence[int], fold: int
 ) -> pd.DataFrame:
     """Enter each model's best candidate under its own name; the rows of ``AlphaStudy.settings``."""
-    rows = []
-    for cf, candidates_of in settings.items():
-        means = [surface_of(tried[f"{cf}:{c}"], sizes) for c in range(len(candidates_of))]
-        best = int(np.argmax([surface.mean() for surface, _ in means]))
-        models[cf] = models[f"{cf}:{best}"]
-        rows += [
-            (fold, cf, c, n, value, c == best)
-            for c, (surface, known) in enumerate(means)
-            for n, value in zip(known.tolist(), surface[:, 0], strict=True)
-        ]
-    return pd.DataFrame(rows, columns=["fold", "cf", "candidate", "n", NDCG, "chosen"])
+    rows = [
+        (fold, cf, c, int(n), float(value[0]))
+        for cf, options in settings.items()
+        for c in range(len(options))
+        for value, n in zip(*surface_of(tried[f"{cf}:{c}"], sizes), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["fold", "cf", "candidate", "n", NDCG])
+    best = {cf: best_setting(table, cf) for cf in settings}
+    models.update({cf: models[f"{cf}:{c}"] for cf, c in best.items()})
+    return table.assign(chosen=table["candidate"] == table["cf"].map(best))
 
 
 def _by_size(models: Models, tried: Mapping[str, Floats], sizes: Sequence[int]) -> Mixture:
