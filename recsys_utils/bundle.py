@@ -2,7 +2,9 @@
 
     manifest.json       schema, models, curve, diversity, scale, data set, licence, and the sha256 of every other file
     content.npz, cf.npz, popularity.npz     the arrays of each model's ``state()``
-    catalogue.parquet   item_id, title, year, genres, tmdb_id, imdb_id, in the models' item order
+    catalogue.parquet   item_id, title, year, genres, tmdb_id, imdb_id, in the models' item order; further film facts
+    neighbours/         optional, the store of `neighbours`: it holds every user's ratings, so it may go no further than
+                        the data set's licence allows
 
 Opening checks every hash first, so what is served is what was exported.
 """
@@ -26,13 +28,16 @@ from numpy.typing import NDArray
 
 from recsys_utils.blend import AlphaCurve, Blend
 from recsys_utils.interfaces import ITEM, InputError, Scale
+from recsys_utils.neighbours import Neighbours
 from recsys_utils.recommender import MODELS, Ladder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CATALOGUE = "catalogue.parquet"
 CATALOGUE_COLUMNS = [ITEM, "title", "year", "genres", "tmdb_id", "imdb_id"]
+FILM_FACTS = ["directors", "actors", "runtime", "imdb_rating", "imdb_votes"]  # kept where the catalogue has them
 PARTS = ("content", "cf", "popularity")
+NEIGHBOURS = "neighbours"
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ class Bundle:
     ladder : ready to recommend; ``ladder.blend`` holds the models, ``ladder.items`` the catalogue
     scale : of the ratings it was trained on and expects
     manifest : what the export recorded
+    folder : where it lies
     """
 
     ladder: Ladder
     scale: Scale
     manifest: dict[str, Any]
+    folder: Path
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -70,11 +77,28 @@ class Bundle:
         blend = Blend(content, cf, AlphaCurve.from_json(manifest["curve"]), popularity)
         items = pd.read_parquet(io.BytesIO(_checked(folder, manifest, CATALOGUE)))
         diversity = manifest["diversity"]
-        ladder = Ladder(blend, items, diversity["strategy"], diversity["ratio"], manifest["seed"])
-        return cls(ladder, Scale(**manifest["scale"]), manifest)
+        noun = manifest["about"].get("noun", "film")
+        ladder = Ladder(blend, items, diversity["strategy"], diversity["ratio"], manifest["seed"], noun)
+        return cls(ladder, Scale(**manifest["scale"]), manifest, folder)
+
+    def neighbours(self) -> Neighbours:
+        """The store of neighbours, mapped into memory once its hashes are the recorded ones.
+
+        Raises
+        ------
+        InputError : the bundle has none, or it was changed.
+        """
+        files = [name for name in self.manifest["files"] if name.startswith(NEIGHBOURS)]
+        if not files:
+            raise InputError(f"The bundle {self.folder} holds no neighbours; export it again with this version.")
+        for name in files:
+            _checked(self.folder, self.manifest, name)
+        return Neighbours.open(self.folder / NEIGHBOURS)
 
 
-def write_bundle(folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str, Any]) -> dict[str, Any]:
+def write_bundle(
+    folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str, Any], neighbours: Neighbours | None = None
+) -> dict[str, Any]:
     """Write a ladder to ``folder``, whole or not at all; a bundle that stands there is replaced.
 
     The bytes depend on the models and ``about`` alone.
@@ -84,6 +108,7 @@ def write_bundle(folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str,
     ladder : with fitted models
     scale : of the ratings
     about : JSON values to record: data set, licence notice, settings ...
+    neighbours : fitted on the same catalogue
 
     Returns
     -------
@@ -93,8 +118,11 @@ def write_bundle(folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str,
     models = {part: getattr(blend, part) for part in PARTS}
     contents = {f"{part}.npz": _npz(model.state()) for part, model in models.items()}
     table = io.BytesIO()
-    ladder.items[CATALOGUE_COLUMNS].to_parquet(table, index=False, compression="zstd")
+    known = [*CATALOGUE_COLUMNS, *(c for c in FILM_FACTS if c in ladder.items)]
+    ladder.items[known].to_parquet(table, index=False, compression="zstd")
     contents[CATALOGUE] = table.getvalue()
+    if neighbours is not None:
+        contents |= {f"{NEIGHBOURS}/{name}.npy": _npy(array) for name, array in neighbours.state().items()}
     manifest = {
         "schema": SCHEMA,
         "models": {part: model.name for part, model in models.items()},
@@ -111,6 +139,7 @@ def write_bundle(folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str,
         fresh, old = Path(scratch, "new"), Path(scratch, "old")
         fresh.mkdir()
         for name, data in contents.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(data)
         if folder.exists():
             folder.rename(old)
@@ -124,9 +153,13 @@ def _npz(state: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in state.items():
-            entry = io.BytesIO()
-            np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue(), zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), _npy(array), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -34,6 +34,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class Model(StrEnum):
+    """Who recommends: the exported blend, or V1."""
+
+    hybrid = "hybrid"
+    neighbours = "neighbours"
+
+
 class Comparison(StrEnum):
     """How `recsys compare` prints two runs."""
 
@@ -121,6 +128,9 @@ def recommend(
         str, typer.Option(metavar="FILE|-", help="title,year,rating, an export of IMDb, Letterboxd ...; - = stdin")
     ],
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    model: Annotated[
+        Model, typer.Option(help="hybrid: the blend; neighbours: well-known films, by predicted rating")
+    ] = (Model.hybrid),
     n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
     format_: Annotated[Format, typer.Option("--format", help="table, csv or json")] = Format.table,
     explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
@@ -132,21 +142,29 @@ def recommend(
     """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
     from recsys_utils.bundle import Bundle
     from recsys_utils.exports import parse_scale
-    from recsys_utils.recommender import recommend_file
+    from recsys_utils.recommender import recommend_by_neighbours, recommend_file
 
     folder = bundle or _newest_bundle()
     opened = Bundle.open(folder)
     source_scale = parse_scale(scale) if scale else None
-    films, understood = recommend_file(
-        opened.ladder, opened.scale, ratings, n, explain=explain, source_scale=source_scale, review=review
-    )
+    if model is Model.neighbours:
+        films, understood = recommend_by_neighbours(
+            opened.neighbours(), opened.ladder.items, opened.scale, ratings, n, source_scale=source_scale, review=review
+        )
+        shown = {"rank": "Rank", "title": "Title", "predicted": "Predicted", "imdb_rating": "IMDb", "year": "Year",
+                 "genres": "Genres", "director": "Director"} | ({"votes": "Votes"} if explain else {})  # fmt: skip
+    else:
+        films, understood = recommend_file(
+            opened.ladder, opened.scale, ratings, n, explain=explain, source_scale=source_scale, review=review
+        )
+        shown = {c: c for c in ("rank", "title", "score", "reason", *(["contributions"] if explain else []))}
     print(textwrap.fill(f"{understood} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
     if format_ is Format.csv:
         films.to_csv(sys.stdout, index=False, float_format="%.6f", lineterminator="\n")
     elif format_ is Format.json:
         print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
     else:
-        _print_table(films[["rank", "title", "score", "reason", *(["contributions"] if explain else [])]])
+        _print_table(films[list(shown)].rename(columns=shown))
 
 
 def _newest_bundle() -> Path:
@@ -163,15 +181,18 @@ def _newest_bundle() -> Path:
 
 
 def _print_table(frame: pd.DataFrame) -> None:
-    """Print every column, scores with three decimals; numbers stand to the right."""
+    """Print every column, scores with three decimals, nothing for what is not known; numbers stand to the right."""
+    import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for column in frame:
-        table.add_column(str(column), justify="right" if column in ("rank", "score") else "left")
+        right = str(column).lower() in ("rank", "score", "predicted", "imdb", "year", "votes")
+        table.add_column(str(column), justify="right" if right else "left")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+        cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+        table.add_row(*cells)
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 160

@@ -1,13 +1,13 @@
 """Collaborative filters behind the profile interface: popularity, Surprise's SVD and KNN, item KNN and EASE.
 
-Surprise trains (and grid-searches) SVD and KNN; what it learned about items is frozen and any row of ratings is folded
-in, so that new users, cut profiles and trained users are treated alike. The module also holds the grid search and the
-nested estimate of the rating error, which use Surprise's own predictions.
+SVD and KNN are Surprise's, fitted by :mod:`fast_grid` to the same numbers; what is learned about items is frozen and
+any row of ratings is folded in, so that new users, cut profiles and trained users are treated alike. The module also
+holds the nested estimate of the rating error, whose winners Surprise itself refits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
@@ -19,15 +19,16 @@ import surprise
 from joblib import Parallel, delayed
 from numba import njit
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 from scipy.sparse import csc_matrix, csr_matrix, issparse
-from surprise.model_selection import GridSearchCV, KFold, ShuffleSplit
 
+from recsys_utils import fast_grid
+from recsys_utils.fast_grid import SHRINKAGE
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, Scores, child_seed
+from recsys_utils.interfaces import InputError, Recommender, Scores, child_seed
 
-EASE_MAX_ITEMS = 15_000
-BASELINE_REG_USER = 15  # Surprise's default for alternating least squares (its reg_u)
-SHRINKAGE = 100  # Surprise's default for pearson_baseline
+SURPRISE_MATRICES = 5  # that its pearson_baseline fills: counts, products, two squares, similarities
+DENSE_BYTES = 3_600_000_000  # the most that dense matrices of all pairs may take: EASE on 15,000 items
 
 State = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
@@ -107,6 +108,23 @@ def _row_means(matrix: csr_matrix, empty: float) -> Floats:
     return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
 
 
+def fits_dense(n: int, matrices: int) -> bool:
+    """Whether so many dense float64 matrices of n x n stay within 3.6 GB."""
+    return 8 * matrices * n**2 <= DENSE_BYTES
+
+
+def refuse_dense(what: str, n: int, matrices: int, advice: str) -> None:
+    """Stop before a fit that would be killed for want of memory.
+
+    Raises
+    ------
+    InputError : so many dense float64 matrices of n x n don't fit.
+    """
+    if not fits_dense(n, matrices):
+        need, most = 8 * matrices * n**2 / 1e9, int((DENSE_BYTES / 8 / matrices) ** 0.5)
+        raise InputError(f"{what}: {n:,} x {n:,} would need about {need:.0f} GB; at most {most:,} are taken. {advice}")
+
+
 @dataclass
 class Popularity(_Model):
     """Score = number of training ratings of the item, the same for everyone.
@@ -156,14 +174,6 @@ def surprise_trainset(train: Interactions) -> surprise.Trainset:
     )  # fmt: skip
 
 
-def _spread(trainset: surprise.Trainset, values: Floats, n: int, *, of: Literal["users", "items"]) -> Floats:
-    """Values by Surprise's inner id -> by our position, 0 for what Surprise does not know."""
-    known = list(trainset._raw2inner_id_users if of == "users" else trainset._raw2inner_id_items)
-    full = np.zeros((n, *values.shape[1:]), np.float64)
-    full[known] = values
-    return full
-
-
 @dataclass
 class SVD(_RatingModel):
     """Surprise's SVD (Funk's matrix factorisation with biases) with its item side frozen.
@@ -202,11 +212,9 @@ class SVD(_RatingModel):
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
-        trainset = surprise_trainset(train)
-        algorithm = self.algorithm().fit(trainset)
-        self.mean = np.asarray(trainset.global_mean)
-        self.item_bias = _spread(trainset, algorithm.bi, len(train.items), of="items")
-        self.item_factors = _spread(trainset, algorithm.qi, len(train.items), of="items")
+        _, _, item_bias, _, item_factors = next(fast_grid.svd_fits(train, [self]))
+        self.mean = np.asarray(train.user_item.data.mean(dtype=np.float64))
+        self.item_bias, self.item_factors = item_bias.copy(), item_factors.copy()
         return self
 
     def fold_in(self, profiles: csr_matrix) -> Floats:
@@ -296,25 +304,28 @@ class KNN(_RatingModel):
         """Surprise's own model with these settings, not fitted."""
         return getattr(surprise, self.kind)(**self.arguments())
 
+    def compared(self, shape: tuple[int, int]) -> int:
+        """How many users or items are compared with each other."""
+        return shape[0] if self.user_based else shape[1]
+
+    def servable(self, shape: tuple[int, int]) -> bool:
+        """Whether its similarities fit into memory: those over users are never held, those over items are dense."""
+        return self.user_based or fits_dense(shape[1], 1)
+
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
-        trainset = surprise_trainset(train)
-        n_users, n_items = train.shape
         if self.user_based:
             # only the baselines need training; a profile's similarities are computed when it arrives
-            algorithm = surprise.BaselineOnly(verbose=False).fit(trainset)
             self.train = train.user_item
             self.item_similarity = np.zeros((0, 0))
         else:
-            algorithm = self.algorithm().fit(trainset)
-            self.train = csr_matrix((0, n_items), dtype=np.float32)
-            known = np.asarray(list(trainset._raw2inner_id_items))
-            self.item_similarity = np.zeros((n_items, n_items))
-            self.item_similarity[np.ix_(known, known)] = np.maximum(algorithm.sim, 0)  # only positive ones are used
-        user_bias, item_bias = algorithm.compute_baselines()
-        self.mean = np.asarray(trainset.global_mean)
-        self.user_bias = _spread(trainset, user_bias, n_users, of="users") if self.user_based else np.zeros(0)
-        self.item_bias = _spread(trainset, item_bias, n_items, of="items")
+            refuse_dense("KNN over items", len(train.items), 1, "Compare users instead (user_based: true).")
+            self.train = csr_matrix((0, len(train.items)), dtype=np.float32)
+            similar = fast_grid.similarities(train, self.similarity, user_based=False, min_support=self.min_support)
+            self.item_similarity = np.maximum(similar, 0, out=similar)  # only positive ones are used
+        user_bias, self.item_bias = fast_grid.baselines(train)
+        self.user_bias = user_bias if self.user_based else np.zeros(0)
+        self.mean = np.asarray(train.user_item.data.mean(dtype=np.float64))
         self.item_mean = _row_means(train.user_item.T.tocsr(), float(self.mean))
         self.__dict__.pop("_frozen", None)
         return self
@@ -326,7 +337,7 @@ class KNN(_RatingModel):
         partial = values - (self.mean + self.item_bias[profiles.indices])
         row = _row_of(profiles)
         total = np.bincount(row, weights=partial, minlength=profiles.shape[0]).astype(np.float64)
-        bias = total / (BASELINE_REG_USER + np.diff(profiles.indptr))
+        bias = total / (fast_grid.REG_USER + np.diff(profiles.indptr))
         residual = values - (self.mean + self.item_bias[profiles.indices] + bias[row])
         if self.user_based:
             return self._user_based(profiles, residual, bias)
@@ -544,16 +555,14 @@ class EASE(_Model):
 
     def fit(self, train: Interactions) -> Self:
         n_items = len(train.items)
-        if n_items > EASE_MAX_ITEMS:
-            raise InputError(
-                f"EASE on {n_items:,} items would need about {16 * n_items**2 / 1e9:.0f} GB; it takes catalogues of "
-                f"up to {EASE_MAX_ITEMS:,} items. Cut the catalogue to the items rated most, or use ItemKNN."
-            )
+        refuse_dense("EASE", n_items, 2, "Cut the catalogue to the items rated most, or use ItemKNN.")
         self._keep_scale(train)
         x = self._binarised(train.user_item, self.binarise)
         gram = (x.T @ x).toarray().astype(np.float64)
         gram[np.diag_indices(n_items)] += self.reg
-        self.precision = np.linalg.inv(gram)[np.triu_indices(n_items)].astype(np.float32)
+        factor, _ = lapack.dpotrf(gram, overwrite_a=True)
+        inverse, _ = lapack.dpotri(factor, overwrite_c=True)  # the upper triangle, at a third of the cost of inv
+        self.precision = inverse[np.triu_indices(n_items)].astype(np.float32)
         self.__dict__.pop("weights", None)
         return self
 
@@ -574,7 +583,25 @@ class EASE(_Model):
         return scores
 
 
-# ---- grid search and the nested rating error, by Surprise
+@dataclass
+class Average:
+    """Mean of the scores of several models on one scale, such as SVD and KNN."""
+
+    name: ClassVar[str] = "average"
+    models: Sequence[Recommender]
+
+    def fit(self, train: Interactions) -> Self:
+        for model in self.models:
+            model.fit(train)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32."""
+        scores: Scores = np.mean([model.scores(profiles) for model in self.models], axis=0)
+        return scores
+
+
+# ---- grids and the nested rating error
 
 M = TypeVar("M", bound=_Model)
 RatingModel = SVD | KNN
@@ -603,111 +630,105 @@ def setting_text(model: _Model) -> str:
     return ", ".join(f"{name}={value}" for name, value in parameters(model).items() if name != "seed")
 
 
-def grid_search(
-    train: Interactions, options: Sequence[RatingModel], *, folds: int, seed: int, jobs: int = 1
-) -> pd.DataFrame:
-    """Errors of each setting by Surprise's GridSearchCV within ``train``.
-
-    SVD is tried on all shuffled folds. KNN, which Surprise predicts a hundred times slower, is tried on one shuffled
-    split with the same share held out.
-
-    Parameters
-    ----------
-    options : unfitted models
-    folds : number of folds over ratings, >= 2; the rows held out are the same for every setting of a model
-    seed : of the folds; the models bring their own
-    jobs : processes; one task a setting, so that the result does not depend on it
-
-    Returns
-    -------
-    One row a setting in the given order: model, its parameters, rmse, mae (means over folds, rating points).
-    """
-    errors = Parallel(n_jobs=jobs)(delayed(_search)(train, option, folds, seed) for option in options)
-    return pd.DataFrame([{"model": o.name} | parameters(o) | e for o, e in zip(options, errors, strict=True)])
-
-
-def _search(train: Interactions, option: RatingModel, folds: int, seed: int) -> dict[str, float]:
-    grid = {
-        key: {k: [v] for k, v in value.items()} if isinstance(value, dict) else [value]
-        for key, value in option.arguments().items()
-    }
-    if isinstance(option, SVD):
-        held_out = KFold(folds, random_state=seed)
-    else:
-        held_out = ShuffleSplit(1, test_size=1 / folds, random_state=seed)
-    search = GridSearchCV(type(option.algorithm()), grid, measures=["rmse", "mae"], cv=held_out)
-    order = np.lexsort((train.item, train.user))
-    frame = pd.DataFrame({"u": train.user[order], "i": train.item[order], "r": train.rating[order].astype(float)})
-    scale = (train.scale.lo, train.scale.hi)
-    search.fit(surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=scale)))
-    return {measure: float(search.best_score[measure]) for measure in ("rmse", "mae")}
-
-
 @dataclass(frozen=True)
 class Nested:
     """What :func:`nested_rating_error` found.
 
     predictions : (N, names) float64, aligned with the ratings
-    searched : a row per outer fold, name and option: fold, name, setting (text), inner rmse (NaN if none), chosen
+    searched : a row per outer fold, name and option: fold, name, place (in the list), setting (text), inner rmse and
+        mae (NaN if there was no choice), chosen
+    agreement : a row per outer fold and name predicted by Surprise: fold, name, largest (difference from
+        :mod:`fast_grid`, rating points)
     chosen : (fold, name) -> the option that predicted the fold
     overall : name -> the option with the least inner RMSE, averaged over the outer folds: the choice on all data
     """
 
     predictions: pd.DataFrame
     searched: pd.DataFrame
+    agreement: pd.DataFrame
     chosen: dict[tuple[int, str], RatingModel]
     overall: dict[str, RatingModel]
 
 
 def nested_rating_error(
     data: Interactions, fold: NDArray[np.int8], options: Mapping[str, Sequence[RatingModel]], *, folds: int, seed: int,
-    jobs: int = 1,
+    tried: int | None = None, by_surprise: Collection[str] = (), jobs: int = 1,
 ) -> Nested:  # fmt: skip
     """Out-of-fold rating predictions whose settings were chosen without the fold they predict.
 
-    Every outer fold picks, per name, the option with the least inner RMSE within its own training part
-    (:func:`grid_search`), refits it there and predicts the held-out ratings with Surprise's own ``predict``, clipped
-    to the scale. A single option needs no choice. Ties go to the option listed first.
+    Every outer fold picks, per name, the option with the least inner RMSE within its own training part (mean over
+    shuffled inner folds, by :mod:`fast_grid`), refits it there and predicts the held-out ratings, clipped to the scale.
+    A single option needs no choice. Ties go to the option listed first.
 
     Parameters
     ----------
     fold : (N,) outer fold of each rating
     options : name -> candidate settings
-    folds : inner folds (KNN: one inner split, see :func:`grid_search`)
+    folds : inner folds a training part is cut into
+    tried : how many of them are held out in turn, default all; many folds of which few are tried train on nearly as
+        much as the refit does, which matters, since the best setting changes with the number of ratings
     seed : of the inner folds, one child per outer fold
-    jobs : processes; tasks are (outer fold, setting), so that the result does not depend on it
+    by_surprise : names whose winners Surprise itself refits and predicts (where its matrices fit into memory), the
+        others are predicted by :mod:`fast_grid`
+    jobs : processes; results don't depend on it
     """
-    tasks = [(int(f), name, place) for f in np.unique(fold) for name in options for place in range(len(options[name]))]
-    errors = Parallel(n_jobs=jobs)(
-        delayed(_search)(data.where(fold != f), options[name][place], folds, child_seed(seed, "inner", f))
-        for f, name, place in tasks
-        if len(options[name]) > 1
+    outer = np.unique(fold).tolist()
+    pairs = (
+        pair
+        for f in outer
+        for pair in fast_grid.shuffled_folds(data.where(fold != f), folds, child_seed(seed, "inner", f))[:tried]
     )
-    inner = iter(error["rmse"] for error in errors)
-    searched = pd.DataFrame(tasks, columns=["fold", "name", "place"])
-    searched["setting"] = [setting_text(options[name][place]) for _, name, place in tasks]
-    searched["rmse"] = [next(inner) if len(options[name]) > 1 else float("nan") for _, name, _ in tasks]
+    listed = [option for name in options if len(options[name]) > 1 for option in options[name]]
+    inner = fast_grid.errors(pairs, listed, jobs=jobs).reshape(len(outer), tried or folds, len(listed), 2).mean(axis=1)
+    places = [(f, name, place) for f in outer for name in options for place in range(len(options[name]))]
+    searched = pd.DataFrame(places, columns=["fold", "name", "place"])
+    searched["setting"] = [setting_text(options[name][place]) for _, name, place in places]
+    choice = np.array([len(options[name]) > 1 for _, name, _ in places])
+    searched.loc[choice, ["rmse", "mae"]] = inner.reshape(-1, 2)
     loss = searched["rmse"].fillna(0)
     searched["chosen"] = searched.index.isin(loss.groupby([searched["fold"], searched["name"]]).idxmin())
-    chosen = {
-        (f, name): options[name][place] for (f, name, place), won in zip(tasks, searched["chosen"], strict=True) if won
-    }
-    overall = loss.groupby([searched["name"], searched["place"]]).mean()
+    chosen = {(f, n): options[n][p] for (f, n, p), won in zip(places, searched["chosen"], strict=True) if won}
+    mean = loss.groupby([searched["name"], searched["place"]]).mean()
     held_out = Parallel(n_jobs=jobs)(
-        delayed(predict_by_surprise)(data.where(fold != f), data.where(fold == f), option)
-        for (f, _), option in chosen.items()
+        delayed(_held_out)(data.where(fold != f), data.where(fold == f), option, name in by_surprise)
+        for (f, name), option in chosen.items()
     )
     predictions = pd.DataFrame(np.nan, index=range(len(data)), columns=list(options))
-    for (f, name), values in zip(chosen, held_out, strict=True):
+    agreement = []
+    for (f, name), (values, largest) in zip(chosen, held_out, strict=True):
         predictions.loc[fold == f, name] = values
+        agreement += [(f, name, largest)] if largest is not None else []
     return Nested(
-        predictions, searched.drop(columns="place"), chosen,
-        {name: options[name][int(overall[name].argmin())] for name in options},
+        predictions, searched, pd.DataFrame(agreement, columns=["fold", "name", "largest"]), chosen,
+        {name: options[name][int(mean[name].argmin())] for name in options},
     )  # fmt: skip
 
 
+def fits_surprise(option: RatingModel, shape: tuple[int, int]) -> bool:
+    """Whether Surprise can fit a setting on users x items without running out of memory."""
+    return isinstance(option, SVD) or fits_dense(option.compared(shape), SURPRISE_MATRICES)
+
+
+def _held_out(
+    train: Interactions, test: Interactions, option: RatingModel, by_surprise: bool
+) -> tuple[Floats, float | None]:
+    """Predictions, and their largest difference from fast_grid's if they are Surprise's own."""
+    fast = fast_grid.predictions(train, test, [option])[0]
+    if not by_surprise or not fits_surprise(option, train.shape):
+        return fast, None
+    own = predict_by_surprise(train, test, option)
+    return own, float(np.abs(own - fast).max())
+
+
 def predict_by_surprise(train: Interactions, test: Interactions, option: RatingModel) -> Floats:
-    """(N_test,) float64: Surprise's own predictions, clipped to the scale, after fitting on ``train``."""
+    """(N_test,) float64: Surprise's own predictions, clipped to the scale, after fitting on ``train``.
+
+    Raises
+    ------
+    InputError : a KNN whose five dense matrices of all pairs don't fit.
+    """
+    if isinstance(option, KNN):
+        refuse_dense("Surprise's KNN", option.compared(train.shape), SURPRISE_MATRICES, "Use fast_grid.predictions.")
     algorithm = option.algorithm().fit(surprise_trainset(train))
     pairs = zip(test.user.tolist(), test.item.tolist(), strict=True)
     return np.array([algorithm.predict(user, item).est for user, item in pairs])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recsys_utils.interfaces import InputError
 
@@ -28,6 +28,13 @@ class Dataset(_Section):
     store: str = ""
     store_required: bool = False
     store_scale: str = ""
+    ratings: str = ""
+    items: str = ""
+    columns: dict[str, str] = {}
+    scale: str = ""
+    liked: float | None = None
+    zeros: Literal["auto", "rating", "none"] = "auto"
+    noun: str = ""
 
     @field_validator("store")
     @classmethod
@@ -36,6 +43,14 @@ class Dataset(_Section):
             raise ValueError("parameters are published, so no password: name a variable, such as env:RECSYS_STORE_URL")
         return store
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if not self.ratings and (self.items or self.columns or self.scale or self.liked or self.zeros != "auto"):
+            raise ValueError("items, columns, scale, liked and zeros describe the table that dataset.ratings names")
+        if self.ratings and (self.archive or self.links):
+            raise ValueError("dataset.ratings takes the place of an archive and its links: leave those empty")
+        return self
+
 
 class Ingest(_Section):
     rating_folds: int = Field(ge=2)
@@ -43,6 +58,12 @@ class Ingest(_Section):
     item_folds: int = Field(ge=2)
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
+    filter_top: int = Field(ge=1)
+    filter_rating: float = Field(ge=1, le=10)
+    filter_votes: int = Field(ge=1)
+    filter_count: int = Field(ge=1)
+    filter_ease: EaseSetting
+    filter_svd: SvdSetting
 
 
 class Content(_Section):
@@ -79,12 +100,12 @@ class EaseGrid(_Section):
 
 class Grid(_Section):
     svd_grid: SvdGrid
-    svd_short: SvdGrid
     knn_grid: KnnGrid
-    knn_short: KnnGrid
     inner_folds: int = Field(ge=2)
+    inner_tried: int = Field(ge=1)
     item_knn_grid: ItemKnnGrid
     ease_grid: EaseGrid
+    training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
 
 
@@ -124,9 +145,20 @@ class Alpha(_Section):
     stratified_runs: int = Field(ge=1)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Diversity(_Section):
-    ratios: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    ratios: list[Share] = Field(min_length=1)
+    lambdas: dict[str, list[Share]]
+    base_settings: list[EaseSetting]
+    base_alphas: list[Share]
     max_loss: float = Field(ge=0, lt=1)
+
+
+class Elicitation(_Section):
+    counts: list[Annotated[int, Field(ge=0)]] = Field(min_length=3)
+    n_factors: int = Field(ge=1)
 
 
 class Export(_Section):
@@ -148,6 +180,7 @@ class Parameters(_Section):
     grid: Grid = Field(alias="03_cf_grid_search")
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
+    elicitation: Elicitation = Field(alias="08_elicitation")
     export: Export = Field(alias="10_export")
     findings: Findings = Field(alias="11_findings", default_factory=Findings)
 
@@ -164,7 +197,7 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("10_export", "own_ratings"), ("11_findings", "beside"),
+    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 

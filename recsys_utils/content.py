@@ -165,7 +165,7 @@ class ContentModel:
     Parameters
     ----------
     items : catalogue, one row a film in the order of ``Interactions.items``, see :func:`soup`
-    fields, cast, has_billing_order : see :func:`soup`
+    fields, cast, has_billing_order : see :func:`soup`; without fields, for items of which nothing is known, all score 0
     max_features : see :class:`Tfidf`
 
     >>> from recsys_utils.interfaces import Scale
@@ -184,8 +184,10 @@ class ContentModel:
         max_features: int = 5000,
     ) -> None:  # fmt: skip
         self.item_ids = items[ITEM].to_numpy(dtype=np.str_)
-        tfidf = Tfidf(max_features).fit(soup(items, fields, cast, has_billing_order))
-        self.tokens, self.vectors = tfidf.tokens, tfidf.vectors
+        self.tokens, self.vectors = np.array(["nothing:known"]), csr_matrix((len(items), 1), dtype=np.float32)
+        if fields:
+            tfidf = Tfidf(max_features).fit(soup(items, fields, cast, has_billing_order))
+            self.tokens, self.vectors = tfidf.tokens, tfidf.vectors
         self.liked = np.inf
 
     def fit(self, train: Interactions) -> Self:

@@ -33,6 +33,7 @@ from recsys_utils.archives import (
 )
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.movielens import Layout
+from recsys_utils.own_data import PREFIX, OwnData
 
 Say = Callable[[str], None]
 Files = Mapping[str, bytes]
@@ -57,7 +58,7 @@ class Dataset:
     """An entry of the registry; a set without a url is generated.
 
     ``md5`` is the publisher's checksum of the zip; "" where the edition changes or the members are pinned instead.
-    ``own_ids`` says that item ids are not the movieIds of the later editions.
+    ``own_ids`` says that item ids are not the movieIds of the later editions; ``noun`` is what the items are.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset:
     has_time: bool = True
     has_billing_order: bool = False
     synthetic: synthetic.Size | None = None
+    noun: str = "film"
 
     @property
     def file(self) -> str:
@@ -143,7 +145,10 @@ REGISTRY: dict[str, Dataset] = {
 def describe(name: str) -> Dataset:
     """The registry's entry; InputError names what there is."""
     if name not in REGISTRY:
-        raise InputError(f"There is no data set {name!r}; known are: {', '.join(sorted(REGISTRY))}.")
+        raise InputError(
+            f"There is no data set {name!r}; known are: {', '.join(sorted(REGISTRY))}. For ratings of your own name "
+            "their table: --set dataset.ratings=FILE (csv, tsv or parquet: user, item, rating and, if known, the time)."
+        )
     return REGISTRY[name]
 
 
@@ -243,11 +248,12 @@ class Fetched:
     graph: Archive | None
     source: str
     notes: tuple[str, ...] = ()
+    own: OwnData | None = None
 
     @property
     def hashes(self) -> dict[str, str]:
         """Checksum of every pinned member that is read; SHA-256 of the whole zip where members have no pins."""
-        found: dict[str, str] = {}
+        found: dict[str, str] = dict(self.own.hashes) if self.own else {}
         for archive in (self.archive, self.graph):
             if archive is None:
                 continue
@@ -275,6 +281,7 @@ class Fetched:
             "scale": {"lo": d.scale.lo, "hi": d.scale.hi, "liked_override": d.scale.liked_override},
             "user_prefix": d.prefix,
             "has_time": d.has_time,
+            "noun": d.noun,
             "licence": d.licence,
             "may_redistribute": d.may_redistribute,
             "cite": d.cite,
@@ -321,6 +328,19 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
     else:
         found, source = _automatic(dataset, cache, note)
     return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
+
+
+def of_own(name: str, own: OwnData, noun: str = "item") -> Fetched:
+    """A data set made of a person's own tables; InputError when its name is one of the registry's."""
+    if name in REGISTRY:
+        raise InputError(
+            f"dataset.name: {name} is a published data set; call yours something else, or drop dataset.ratings."
+        )
+    terms = "Your own data: nothing is known here about who may see them."
+    dataset = Dataset(
+        name, PREFIX, own.scale, terms, may_redistribute=False, cite="", has_time=own.has_time, noun=noun or "item"
+    )
+    return Fetched(dataset, None, None, "own table", own.notes, own)
 
 
 def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = print) -> str:

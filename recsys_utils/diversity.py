@@ -1,4 +1,4 @@
-"""Trading accuracy for variety: strategies that give part of a ranked list to exploration.
+"""Trading accuracy for variety: strategies that give part of a ranked list to exploration, or re-rank its head.
 
 Three *classic* strategies replace the last ``int(k * ratio)`` places of a list:
 
@@ -10,27 +10,49 @@ Three *classic* strategies replace the last ``int(k * ratio)`` places of a list:
 ``int(10 * .05)`` is 0: a short list gets no exploration at a low ratio. The *repaired* variants (``-repaired``)
 give every list at least one pick at a ratio above 0, and count genres never rated as new.
 
-A further strategy joins :data:`STRATEGIES` with the signature of :class:`Strategy`.
+The *re-rankers* choose the list from the :data:`POOL` best films, place by place, each time the film i with the largest
+
+    (1 - lambda) worth(i) + lambda value(i | films chosen so far)
+
+where worth is the score, min-max scaled over the pool, and value is that of the rule:
+
+- ``mmr``: minus the largest genre cosine to a chosen film (Carbonell & Goldstein 1998)
+- ``xquad``: sum over genres g of p(g | profile) p(g | i) prod over chosen j of (1 - p(g | j)) (Santos et al. 2010;
+  Vargas et al. 2011 for genres)
+- ``calibration``: minus KL(p || q~) of the profile's genre mix p from that of the list with i, smoothed with .01
+  (Steck 2018); the list so far is given, so this is his greedy algorithm
+- ``dpp``: log of the factor by which i raises the determinant of the chosen films' similarity matrix: the greedy
+  maximum a posteriori of a determinantal point process (Chen et al. 2018)
+- ``discount``: minus log(1 + popularity), divided by its maximum
+
+A further strategy joins :data:`STRATEGIES` with the signature of :class:`Strategy`. :func:`exposure_slot` is none of
+them: it looks at what other users were shown, so it serves batches only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Protocol
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.blend import candidates
+from recsys_utils.blend import candidates, normalise
 from recsys_utils.interfaces import InputError, Scores, child_seed
-from recsys_utils.metrics import genre_matrix
+from recsys_utils.metrics import genre_matrix, pattern
+
+Floats = NDArray[np.float64]
 
 MID_RANK = (0.5, 0.8)  # the stretch of the ranking that classic exploration draws from
 FEW_RATINGS = 2  # a genre with fewer ratings than this is new to the user
+POOL = 100  # best films of a ranking that re-rankers choose from
+SMOOTHING = 0.01  # share of the profile's genre mix in that of the list, so that no genre has a share of 0
+KINSHIP = 0.9  # similarity of two films of the same genres in ``dpp``; at 1 the second could never be listed
+TINY = 1e-12
 
 
 class Lists(NamedTuple):
@@ -60,6 +82,23 @@ class Catalogue:
         """From the item table (column ``genres``: a list each) and the number of training ratings of each film."""
         return cls(*genre_matrix(items["genres"].tolist()), popularity)
 
+    @cached_property
+    def mix(self) -> Floats:
+        """(I, G) each film spread evenly over its genres; a row of zeros without any."""
+        genres = self.genres.toarray().astype(np.float64)
+        return np.asarray(genres / np.maximum(genres.sum(axis=1, keepdims=True), 1))
+
+    @cached_property
+    def fame(self) -> Floats:
+        """(I,) log(1 + popularity), divided by its maximum."""
+        fame: Floats = np.log1p(self.popularity)
+        return fame / max(float(fame.max()), 1.0)
+
+    def profile_mix(self, profiles: csr_matrix) -> Floats:
+        """(B, G) mean genre mix of the rated films that have genres; a row of zeros without any."""
+        total = np.asarray(pattern(profiles) @ self.mix)
+        return np.asarray(total / np.maximum(total.sum(axis=1, keepdims=True), 1))
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -71,12 +110,14 @@ class Ranking:
     profiles : (B, I) csr ratings
     order : (B, I) int32 candidates by falling score, ties to the lower position, then -1
     size : (B,) int64 number of candidates, N
+    worth : (B, <= POOL) float64, scores of the first places, min-max scaled over them; .5 where all are equal
     """
 
     users: Sequence[str]
     profiles: csr_matrix
     order: NDArray[np.int32]
     size: NDArray[np.int64]
+    worth: Floats
 
     @classmethod
     def of(cls, scores: Scores, profiles: csr_matrix, users: Sequence[str]) -> Ranking:
@@ -90,7 +131,9 @@ class Ranking:
         order = np.argsort(np.where(free, -scores, np.inf), axis=1, kind="stable").astype(np.int32)
         size = free.sum(axis=1)
         order[np.arange(scores.shape[1]) >= size[:, None]] = -1
-        return cls(users, profiles, order, size)
+        head = order[:, :POOL]
+        worth = normalise(np.take_along_axis(scores, head, axis=1), head >= 0).astype(np.float64)
+        return cls(users, profiles, order, size, worth)
 
     def top(self, k: int) -> NDArray[np.int32]:
         """(B, k) the first k places, padded with -1 when k exceeds the catalogue."""
@@ -108,7 +151,11 @@ class Ranking:
 
 
 class Strategy(Protocol):
-    """From a ranking to lists of length k; ``ratio`` in [0, 1] is how far the strategy may depart from the ranking."""
+    """From a ranking to lists of length k.
+
+    ``ratio`` in [0, 1] is how far the strategy may depart from the ranking: the share of the places (classic) or the
+    weight lambda (re-rankers).
+    """
 
     def __call__(self, ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int) -> Lists: ...
 
@@ -116,10 +163,10 @@ class Strategy(Protocol):
 def variant(strategy: str, ratio: float) -> str:
     """The name of a strategy at a ratio in metrics.csv.
 
-    >>> variant("genre-repaired", 0.15)
-    'diversity=genre-repaired;ratio=0.15'
+    >>> variant("genre-repaired", 0.15), variant("mmr", 0.3)
+    ('diversity=genre-repaired;ratio=0.15', 'diversity=mmr;lambda=0.3')
     """
-    return f"diversity={strategy};ratio={ratio:g}"
+    return f"diversity={strategy};{'lambda' if strategy in (*RULES, EXPOSURE) else 'ratio'}={ratio:g}"
 
 
 def places(k: int, ratio: float, *, repaired: bool = False) -> int:
@@ -151,7 +198,7 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, catalo
     if strategy not in STRATEGIES:
         raise InputError(f"There is no diversity strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     if not 0 <= ratio <= 1:
-        raise InputError(f"The diversity ratio is a share of the list, from 0 to 1; got {ratio:g}.")
+        raise InputError(f"The diversity ratio is a share or a weight, from 0 to 1; got {ratio:g}.")
     return STRATEGIES[strategy](ranking, ratio, k=k, catalogue=catalogue, seed=seed)
 
 
@@ -189,6 +236,9 @@ STRATEGIES: dict[str, Strategy] = {"none": _none}
 for _name, _strategy in (("genre", _genre), ("mid-rank", _mid_rank), ("popular", _popular)):
     STRATEGIES[_name] = partial(_strategy, repaired=False)
     STRATEGIES[f"{_name}-repaired"] = partial(_strategy, repaired=True)
+
+
+PLACES_STRATEGIES = tuple(STRATEGIES)[1:]  # the classic ones and their repaired forms: ``ratio`` is a share of places
 
 
 def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_], priority: NDArray[np.uint64]) -> Lists:
@@ -229,3 +279,136 @@ def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
     return mixed
+
+
+# ---- re-rankers
+
+
+class Pool(NamedTuple):
+    """What the rules know of the M best films of B users; what stands at -1 in the pool is never chosen."""
+
+    films: Floats  # (B, M, G) each film spread evenly over its genres
+    wanted: Floats  # (B, G) genre mixes of the profiles
+    fame: Floats  # (B, M) log(1 + popularity) in [0, 1]
+
+
+Rule = Callable[[Pool], Generator[Floats, NDArray[np.intp], None]]
+"""Yields the (B, M) values of the films as the next one; is sent the places (B,) of the films chosen."""
+
+
+def _mmr(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+    films, nearest = _unit(pool.films), np.zeros(pool.fame.shape)
+    while True:
+        chosen = yield -nearest
+        nearest = np.maximum(nearest, _overlap(films, _at(films, chosen)))
+
+
+def _xquad(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+    uncovered = pool.wanted
+    while True:
+        chosen = yield _overlap(pool.films, uncovered)
+        uncovered = uncovered * (1 - _at(pool.films, chosen))
+
+
+def _calibration(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+    wanted = pool.wanted[:, None, :]
+    given = np.zeros_like(wanted)
+    while True:
+        mix = given + pool.films
+        mix /= np.maximum(mix.sum(axis=2, keepdims=True), 1)
+        smooth = (1 - SMOOTHING) * mix + SMOOTHING * wanted
+        # sum p log q~ is -KL but for sum p log p, which no choice changes
+        chosen = yield _overlap(np.log(np.where(wanted > 0, smooth, 1)), pool.wanted)
+        given = given + _at(pool.films, chosen)[:, None, :]
+
+
+def _dpp(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+    films = _unit(pool.films)
+    left = np.ones(pool.fame.shape)  # squared distance of each film from the span of the chosen ones
+    factors: list[Floats] = []  # (B, M) rows of the Cholesky factor, one for each chosen film
+    while True:
+        chosen = yield np.log(np.maximum(left, TINY))
+        similar = KINSHIP * _overlap(films, _at(films, chosen))
+        np.put_along_axis(similar, chosen[:, None], 1, axis=1)
+        for factor in factors:
+            similar -= factor * _at(factor, chosen)[:, None]
+        factors.append(similar / np.sqrt(np.maximum(_at(left, chosen), TINY))[:, None])
+        left = left - factors[-1] ** 2
+
+
+def _discount(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+    while True:
+        yield -pool.fame
+
+
+def _at(values: NDArray[Any], chosen: NDArray[np.intp]) -> NDArray[Any]:
+    """The entry of each user's chosen film."""
+    return values[np.arange(len(chosen)), chosen]
+
+
+def _overlap(films: Floats, other: Floats) -> Floats:
+    """(B, M) inner products of (B, M, G) with (B, G)."""
+    return np.asarray(np.einsum("bmg,bg->bm", films, other))
+
+
+def _unit(films: Floats) -> Floats:
+    norm = np.sqrt(np.square(films).sum(axis=2, keepdims=True))
+    return np.asarray(films / np.where(norm > 0, norm, 1))
+
+
+RULES: dict[str, Rule] = {
+    "mmr": _mmr, "xquad": _xquad, "calibration": _calibration, "dpp": _dpp, "discount": _discount
+}  # fmt: skip
+EXPOSURE = "exposure"  # the strategy of exposure_slot
+GENRE_BASED = ("genre", "genre-repaired", "mmr", "xquad", "calibration", "dpp")  # need a catalogue with genres
+
+
+def _greedy(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, rule: Rule) -> Lists:
+    """Place by place the best film of the pool; equal ones in the order of the ranking. Films after it follow it."""
+    pool = ranking.order[:, : ranking.worth.shape[1]]
+    values = rule(Pool(catalogue.mix[pool], catalogue.profile_mix(ranking.profiles), catalogue.fame[pool]))
+    value, free, top = next(values), pool >= 0, ranking.top(k)
+    lists = top.copy()
+    for place in range(min(k, pool.shape[1])):
+        gain = (1 - ratio) * ranking.worth + ratio * value
+        chosen = np.where(free, gain, -np.inf).argmax(axis=1)
+        lists[:, place] = np.where(_at(free, chosen), _at(pool, chosen), -1)
+        np.put_along_axis(free, chosen[:, None], False, axis=1)
+        value = values.send(chosen)
+    return Lists(lists, _not_in(lists, top))
+
+
+for _name, _rule in RULES.items():
+    STRATEGIES[_name] = partial(_greedy, rule=_rule)
+
+
+def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k: int = 10) -> Lists:
+    """Lists whose last place goes to a film of the pool that few users before were shown. For batches only.
+
+    The film i of the rest of the pool with the largest (1 - lambda) worth(i) + lambda / (1 + shown(i)); users in the
+    order of the ranking.
+
+    Parameters
+    ----------
+    ratio : lambda, in [0, 1]
+    shown : (I,) how many lists hold each film so far; counted on here, so that blocks of users can follow each other
+
+    >>> ranking = Ranking.of(np.array([[3, 2, 1, 0]] * 2, np.float32), csr_matrix((2, 4)), ["a", "b"])
+    >>> exposure_slot(ranking, 0.9, np.zeros(4, np.int64), k=2).items.tolist()
+    [[0, 1], [0, 2]]
+    """
+    top = ranking.top(k)
+    lists = top.copy()
+    for row, (pool, worth) in enumerate(zip(ranking.order[:, : ranking.worth.shape[1]], ranking.worth, strict=True)):
+        shown[lists[row, : k - 1][lists[row, : k - 1] >= 0]] += 1
+        rest, value = pool[k - 1 :][pool[k - 1 :] >= 0], worth[k - 1 :]
+        if rest.size:
+            gain = (1 - ratio) * value[: rest.size] + ratio / (1 + shown[rest])
+            lists[row, k - 1] = rest[gain.argmax()]
+            shown[lists[row, k - 1]] += 1
+    return Lists(lists, _not_in(lists, top))
+
+
+def _not_in(lists: NDArray[np.int32], top: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(B, k) True for the films of the lists that the plain ones do not hold."""
+    return np.asarray((lists >= 0) & ~(lists[:, :, None] == top[:, None, :]).any(axis=2))

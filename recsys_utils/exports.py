@@ -242,7 +242,7 @@ def _unpacked(content: bytes, name: str) -> list[tuple[str, bytes]]:
     return parts
 
 
-def decoded(content: bytes, name: str) -> tuple[str, list[str]]:
+def decoded(content: bytes, name: str, expected: str = f"lines with {FORMATS}") -> tuple[str, list[str]]:
     """Text in UTF-8, UTF-16 or, where it can be neither, Latin-1, and a note in that case; InputError for no text."""
     encoding, notes = "utf-8-sig", []
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -258,9 +258,9 @@ def decoded(content: bytes, name: str) -> tuple[str, list[str]]:
         text = content.decode("cp1252", errors="replace")
         notes.append(f"{name} is not UTF-8 and was read as Latin-1.")
     if "\0" in text:
-        raise InputError(f"{name} is not a CSV but a binary file; expected lines with {FORMATS}.")
+        raise InputError(f"{name} is not a CSV but a binary file; expected {expected}.")
     if not text.strip():
-        raise InputError(f"{name} is empty; expected a CSV with {FORMATS}.")
+        raise InputError(f"{name} is empty; expected {expected}.")
     return text, notes
 
 

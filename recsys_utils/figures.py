@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,21 @@ def lines(
         style = look(str(name)) if styled else {"marker": "o"}
         (line,) = ax.plot(part[x], part[value], label=str(name), markersize=4.5, linewidth=1.6, **style)
         ax.fill_between(part[x], part[low], part[high], color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def dodged(ax: Axes, frame: pd.DataFrame, x: str, *, by: str, order: Sequence[str], width: float) -> None:
+    """A line with error bars per level of ``by``, side by side within ``width`` so that no interval hides another.
+
+    The place of a level in ``order`` sets its colour, marker and offset, so panels that lack a level still agree.
+    """
+    for name, part in frame.groupby(by, sort=False):
+        place = order.index(str(name))
+        shift = (place - (len(order) - 1) / 2) * width / len(order)
+        ax.errorbar(
+            part[x] + shift, part["value"], [part["value"] - part["ci_low"], part["ci_high"] - part["value"]],
+            label=str(name), color=_PETROFF[place % len(_PETROFF)], marker="osD^vP*X"[place % 8], markersize=4.5,
+            linewidth=1.2,
+        )  # fmt: skip
 
 
 def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",

@@ -25,6 +25,10 @@ _GRAPH = Source(
 )
 
 
+FEWEST = 10
+"""Ratings below which no protocol tests a user: five to know and five to find."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """What a data set holds, in the study's columns.
@@ -91,13 +95,16 @@ def build(
     if dataset.synthetic is not None:
         truth = synthetic.generate(dataset.synthetic)
         return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth)
-    assert archive is not None
     api = tmdb.Api(tmdb.token()) if "tmdb" in sources else None
-    if links is not None and "links" in archive.sources():
+    if links is not None and archive is not None and "links" in archive.sources():
         raise InputError(f"{dataset.name} has its own links; leave dataset.links empty (got {links}).")
     if review is not None and (links is None or not dataset.own_ids):
         raise InputError(f"dataset.review needs dataset.links, and a data set with ids of its own (got {review}).")
-    ratings, films = _ratings(fetched), _films(archive)
+    if fetched.own is not None:
+        ratings, films = fetched.own.ratings, fetched.own.items
+    else:
+        assert archive is not None
+        ratings, films = _ratings(fetched), _films(archive)
     if dataset.url and not dataset.own_ids:
         films["movie_id"] = films[ITEM]
     notes: list[str] = []
@@ -123,6 +130,29 @@ def build(
     if others is not None:
         others = catalogue.merge(others, [one for one in facts if one.key == "imdb_id"]).items
     return Tables(ratings, catalogue.merge(films, facts), walk, others, notes=tuple(notes))
+
+
+def limits(items: pd.DataFrame, ratings: pd.DataFrame, *, has_time: bool, noun: str) -> list[str]:
+    """What a study of these data can't answer, and what it does instead: a sentence for each thing they lack.
+
+    >>> films = catalogue.merge(pd.DataFrame({"item_id": ["1"], "title": ["Heat"], "year": [1995]})).items
+    >>> for sentence in limits(films, pd.DataFrame({"user_id": ["a"] * 12}), has_time=True, noun="film"):
+    ...     print(sentence)
+    Nothing is known about a film but its id and title: there is no content model, and no answer on what content adds.
+    """
+    few = int((ratings[USER].value_counts() < FEWEST).sum())
+    genres, text = (any(items[list(fields)].map(len).any()) for fields in (("genres",), (*catalogue.LISTS, "overview")))
+    found = {
+        "There are no time stamps: nothing is tested on the future, each user's last fifth is a random fifth, and "
+        "profiles grow in random order only.": not has_time,
+        f"Nothing is known about a {noun} but its id and title: there is no content model, and no answer on what "
+        "content adds.": not text,
+        f"No {noun} has a genre: genre strategies, genre distances and calibration are left out.": text and not genres,
+        f"No {noun} has a title: lists show ids.": bool((items["title"] == items[ITEM]).all()),
+        f"{few:,} of {ratings[USER].nunique():,} users have fewer than {FEWEST} ratings, too few to be tested: models "
+        "learn from them, but no number says how well they are served.": few > 0,
+    }
+    return [sentence for sentence, holds in found.items() if holds]
 
 
 def _ratings(fetched: Fetched) -> pd.DataFrame:

@@ -62,7 +62,8 @@ class Recommender(Protocol):
     Nothing is looked up by user name: the profile passed in is all the model may know about its user.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def fit(self, train: Interactions) -> Self: ...
 

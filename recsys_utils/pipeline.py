@@ -38,9 +38,11 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "03_cf_grid_search": ("01_ingest",),
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
+    "08_elicitation": ("01_ingest", "06_alpha_curve"),
     "10_export": ("01_ingest", "06_alpha_curve", "07_diversity"),
     "11_findings": (
-        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity", "10_export",
+        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity",
+        "08_elicitation", "10_export",
     ),
 }  # fmt: skip
 """The stages in reading order, and the stages whose outputs each one reads."""
@@ -219,6 +221,10 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
         for file in value if isinstance(value, list) else [value]:
             if isinstance(file, str) and file and (plan.root / file).is_file():
                 made[f"file {file}"] = _sha256(plan.root / file)
+    if store := plan.parameters[stage].get("dataset_store"):
+        from recsys_utils import ratings_store
+
+        made["ratings store"] = ratings_store.state(store, plan.root)
     for upstream in plan.needs[stage]:
         made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
     return made
@@ -547,6 +553,9 @@ def _replace(finished: Path, target: Path) -> None:
 # ---- the record of a run
 
 
+_ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "noun", "limits")
+
+
 def run_record(plan: Plan) -> dict[str, Any]:
     """run.json: parameters, commit, data hashes, versions, seconds and peak MB per stage; no environment variable."""
     first = next(iter(plan.needs))
@@ -556,7 +565,7 @@ def run_record(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "parameters": dict(plan.settings),
         "git": _git(plan.root),
-        "data": {key: meta[key] for key in ("dataset", "hashes", "source", "licence", "attribution") if key in meta},
+        "data": {key: meta[key] for key in _ABOUT_DATA if key in meta},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
         "stages": {stage: _read_json(plan.workspace / stage / TIMINGS) for stage in plan.needs},
     }

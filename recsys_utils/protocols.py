@@ -304,15 +304,15 @@ def fold_users(users: pd.DataFrame, fold: int) -> FoldUsers:
 
 
 def profile_size_cases(
-    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, *, order: str, sizes: Sequence[int],
-    part: Literal["validation", "test"] = "test",
+    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, *, order: str,
+    sizes: Sequence[int | None], part: Literal["validation", "test"] = "test",
 ) -> Iterator[Case]:  # fmt: skip
     """profile-size: one case per profile size n, of the users who have n ratings outside their fixed target.
 
     Parameters
     ----------
     order : "time" or "random_<s>", the column position_<order> of ``splits``
-    sizes : profile sizes n; one that no user has is skipped
+    sizes : profile sizes n; one that no user has is skipped; None = all ratings outside the target
     part : whom to test: validation users to make choices, test users to report
 
     Profiles are nested prefixes of the order; the target is its tail, the same for every n.
@@ -328,9 +328,10 @@ def profile_size_cases(
     if order == "time":
         check_time_order(data, mine & ~target, target)
     for size in sizes:
-        have = rows[longest[rows] >= size]
+        have = rows[longest[rows] >= (size or 0)]
         if have.size:
-            yield _case(data, train, have, mine & (place < size) & ~target, target, n=size, new_users=True)
+            kept = mine & ~target if size is None else mine & (place < size) & ~target
+            yield _case(data, train, have, kept, target, n=size, new_users=True)
 
 
 def cold_item_case(data: Interactions, item_folds: pd.DataFrame, fold: int, *, hidden: int | None = None) -> Case:
@@ -349,13 +350,17 @@ def cold_item_case(data: Interactions, item_folds: pd.DataFrame, fold: int, *, h
 # ---- measuring
 
 
+def user_blocks(n_users: int, n_items: int) -> list[slice]:
+    """Rows that are scored together, so that no more than ``_CELLS`` scores are held at once."""
+    step = max(1, min(4000, _CELLS // n_items))
+    return [slice(start, start + step) for start in range(0, n_users, step)]
+
+
 def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -> metrics.Lists:
     """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores."""
     if isinstance(model_or_scores, np.ndarray):
         return metrics.top_k(model_or_scores, case.profiles, k, case.candidates)
-    n_users, n_items = case.profiles.shape
-    step = max(1, min(4000, _CELLS // n_items))
-    blocks = [case.profiles[start : start + step] for start in range(0, n_users, step)]
+    blocks = [case.profiles[block] for block in user_blocks(*case.profiles.shape)]
     return np.concatenate([metrics.top_k(model_or_scores.scores(block), block, k, case.candidates) for block in blocks])
 
 

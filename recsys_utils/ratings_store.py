@@ -199,15 +199,26 @@ def merge_store(
     )[known]
     both = pd.concat([ratings, real.astype(ratings.dtypes[real.columns].to_dict())], ignore_index=True)
     both = both.drop_duplicates([USER, ITEM], keep="last", ignore_index=True)
-    digest = hashlib.sha256(found.to_csv(index=False).encode()).hexdigest()
     meta = {
         "reachable": True, "users": int(real[USER].nunique()), "ratings": len(real),
-        "ratings_of_unknown_films": int((~known).sum()), "sha256": digest,
+        "ratings_of_unknown_films": int((~known).sum()), "sha256": _sha256(found),
     }  # fmt: skip
     note = f"The ratings store adds {len(real):,} rating(s) of {meta['users']:,} user(s)."
     if not known.all():
         note += f" {int((~known).sum()):,} are of films that the catalogue does not know by TMDB id and are left out."
     return Merged(both, note, meta)
+
+
+def state(store: str, root: Path | None = None) -> str:
+    """What a run that reads a store depends on: a digest of its ratings, or that they can't be read."""
+    try:
+        return _sha256(read(store_url(store, root)))
+    except (Unreachable, InputError):
+        return "unreadable"
+
+
+def _sha256(found: pd.DataFrame) -> str:
+    return hashlib.sha256(found.to_csv(index=False).encode()).hexdigest()
 
 
 def _rows(url: URL) -> list[tuple[Any, ...]]:

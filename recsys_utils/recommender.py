@@ -7,7 +7,6 @@ the score, and which metadata it shares with the film recommended.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +18,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils import own_ratings
+from recsys_utils import neighbours, own_ratings
 from recsys_utils.blend import COLLABORATIVE, AlphaCurve, Blend, Components, Mixture
 from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
 from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
+from recsys_utils.neighbours import OPAQUE
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
@@ -35,7 +35,6 @@ ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
 SHOWN_TOKENS = 3  # shared metadata named in one reason
 SHOWN_FILMS = 3  # rated films named per part of a score
-OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
 NOUNS = {"genre": "genre", "keyword": "subject", "director": "director", "actor": "actor", "writer": "writer"}
 
 
@@ -60,8 +59,9 @@ class Ladder:
     ----------
     blend : fitted; its popularity part scores films by their number of training ratings
     items : (I rows) columns item_id, title, year, genres, tmdb_id, imdb_id in the order the blend knows
-    exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio
+    exploration, ratio : a strategy of ``diversity.STRATEGIES`` and its ratio or lambda
     seed : of the random picks
+    noun : what the items are called in a reason
     """
 
     blend: Blend
@@ -69,6 +69,7 @@ class Ladder:
     exploration: str = "none"
     ratio: float = 0.0
     seed: int = 0
+    noun: str = "film"
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -96,8 +97,9 @@ class Ladder:
         """One row a recommended film, users in the given order, columns :data:`COLUMNS`.
 
         ``score`` = (1 - alpha) content_score + alpha cf_score, except in a popularity_fallback list, where it is the
-        normalised popularity and alpha is 0. A user whose profile leaves fewer than n films gets those. ``explain``
-        adds a column ``contributions``: the score split over its parts and the rated films that add most to each.
+        normalised popularity and alpha is 0; variety moves places, not scores. A user whose profile leaves fewer than
+        n films gets those. ``explain`` adds a column ``contributions``: the score split over its parts and the rated
+        films that add most to each.
 
         Raises
         ------
@@ -212,6 +214,27 @@ def recommend_file(
     return ladder.recommend(profile, [ME], n, explain=explain), own.report
 
 
+def recommend_by_neighbours(
+    model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, ratings: str | Path, n: int = 10, *,
+    source_scale: Scale | None = None, review: Path | None = None,
+) -> tuple[pd.DataFrame, str]:  # fmt: skip
+    """Well-known films by the neighbours of a file of own ratings (V1), and a paragraph on what was understood.
+
+    Columns as in :func:`neighbours.recommend`; ``predicted`` is on the file's own scale where it has a single one.
+
+    Raises
+    ------
+    InputError : the file can't be used, see :func:`own_ratings.read`.
+    """
+    own = own_ratings.read(ratings, items, scale, source_scale=source_scale, review=review)
+    eligible, rule = neighbours.good_films(model, items)
+    films = neighbours.recommend(model, own.profile(items[ITEM].tolist()), items, n, eligible)
+    theirs = own.raw[["lo", "hi"]].drop_duplicates().to_numpy(np.float64)
+    lo, hi = theirs[0] if len(theirs) == 1 and "thumbs" not in own.source else (scale.lo, scale.hi)
+    films["predicted"] = lo + (films["predicted"] - scale.lo) * (hi - lo) / (scale.hi - scale.lo)
+    return films, f"{own.report} Films listed have {rule}. Predictions are on the scale {lo:g}-{hi:g}."
+
+
 def singly(model: Recommender, profile: csr_matrix) -> Scores:
     """(n, I) scores of the n one-rating profiles that a profile (1, I) is made of."""
     n = profile.nnz
@@ -246,13 +269,12 @@ class Reasons:
             popular = self.cf_parts(items).get("popularity", (np.zeros(len(items), np.float32), None))[0]
         texts = []
         for column, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
-            if is_pick:
-                texts.append(self._exploration(item))
-            elif content is None:
-                texts.append(f"{self._nothing_liked()} This is a popular film: {self._raters(item)}.")
+            if content is None:
+                fits = f"{self._nothing_liked()} This is a popular {self.ladder.noun}: {self._raters(item)}."
             else:
                 by_film = content[:, column], None if cf is None else cf[:, column]
-                texts.append(self._blended(item, *by_film, float(popular[column])))
+                fits = self._blended(item, *by_film, float(popular[column]))
+            texts.append(self._exploration(item, items[:column], fits) if is_pick else fits)
         return texts
 
     def contributions(self, items: NDArray[np.int32]) -> list[str]:
@@ -315,7 +337,7 @@ class Reasons:
     ) -> str:  # fmt: skip
         by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
         if max(by_content, by_cf) == 0:
-            return "Nothing known links it to the films you liked; it fills the list."
+            return f"Nothing known links it to the {self.ladder.noun}s you liked; it fills the list."
         if by_content >= by_cf:
             film = int(content.argmax())
             return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
@@ -323,34 +345,51 @@ class Reasons:
             return f"Counts most that it is popular: {self._raters(item)}."
         if cf is None or cf.max() <= 0:
             place, n = self._cf_place(item)
-            return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} films."
+            return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} {self.ladder.noun}s."
         film = int(cf.argmax())
         shared = self._shared(film, item)
-        also = f"; it also shares {shared} with that film" if shared else ""
+        also = f"; it also shares {shared} with that {self.ladder.noun}" if shared else ""
         if self.profile.data[film] >= self.ladder.blend.content.liked:
             return f"Your rating of {self._rating(film)} for {self._film(film)} counts most towards it{also}."
-        return f"Having seen {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
+        return f"That you know {self._film(film)}, which you rated {self._rating(film)}, counts most towards it{also}."
 
-    def _exploration(self, item: int) -> str:
-        strategy = self.ladder.exploration
+    def _exploration(self, item: int, above: NDArray[np.int32], fits: str) -> str:
+        """Why a film stands in the list that the plain ranking would not show, after the films ``above``.
+
+        ``fits`` says why it scores well, which matters to the strategies that re-rank the best.
+        """
+        strategy, mix = self.ladder.exploration, self.ladder.catalogue.mix
+        if strategy in ("mmr", "dpp"):
+            lengths = np.linalg.norm(mix[above], axis=1) * np.linalg.norm(mix[item])
+            like = float((mix[above] @ mix[item] / np.where(lengths > 0, lengths, 1)).max(initial=0))
+            return f"For variety: the {self.ladder.noun} above it nearest in genre is {like:.0%} like it. {fits}"
+        if strategy in ("xquad", "calibration") and mix[item].any():
+            mine = self.ladder.catalogue.profile_mix(self.profile)[0]
+            here = mix[above].sum(axis=0) / max(mix[above].sum(), 1)
+            genre = int(np.where(mix[item] > 0, mine - here, -np.inf).argmax())
+            shares = f"{mine[genre]:.0%} of what you rated and {here[genre]:.0%} of the list above"
+            return f"For variety: {self.ladder.catalogue.genre_names[genre]} is {shares}. {fits}"
+        if strategy == "discount":
+            return f"For variety, a less known {self.ladder.noun}: {self._raters(item)}. {fits}"
         if strategy.startswith("genre"):
             genres, names = self.ladder.catalogue.genres, self.ladder.catalogue.genre_names
             rated = np.asarray(genres[self.profile.indices].sum(axis=0)).ravel()
             new = [names[g] for g in genres[item].indices if rated[g] < FEW_RATINGS]
-            return f"For variety: {_listed('genre', new)}, of which you have rated fewer than {FEW_RATINGS} films."
+            rare = f"of which you have rated fewer than {FEW_RATINGS} {self.ladder.noun}s"
+            return f"For variety: {_listed('genre', new)}, {rare}."
         if strategy.startswith("mid-rank"):
             return "For variety: drawn at random from the middle of your ranking."
         if strategy.startswith("popular"):
-            return f"For variety, a popular film: {self._raters(item)}."
+            return f"For variety, a popular {self.ladder.noun}: {self._raters(item)}."
         return f"For variety ({strategy})."
 
     def _nothing_liked(self) -> str:
-        return "You have rated no film yet." if self.profile.nnz == 0 else "None of your ratings is a like."
+        return "None of your ratings is a like." if self.profile.nnz else f"You have rated no {self.ladder.noun} yet."
 
     def _raters(self, item: int) -> str:
         popularity = self.ladder.catalogue.popularity
         place = int((popularity > popularity[item]).sum()) + 1
-        return f"{popularity[item]} viewers rated it, place {place} of {len(popularity)}"
+        return f"{popularity[item]} people rated it, place {place} of {len(popularity)}"
 
     def _cf_place(self, item: int) -> tuple[int, int]:
         others = np.delete(self.cf, self.profile.indices)

@@ -153,6 +153,10 @@ def index_page(
         ]
     if table := decision_summary(report / "tables" / DECISIONS):
         parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n"]
+    if limits := data.get("limits"):
+        parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
+    if (noun := data.get("noun", "film")) != "film":
+        parts += [f"Where the fixed text of a notebook speaks of a *film*, it means a *{noun}* of these data.\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
@@ -328,8 +332,8 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
 
 _CONFIG: dict[str, Any] = {
     "extensions": ["myst_nb", "recsys_utils.report"],
-    "project": "Movie recommender study",
-    "html_title": "Movie recommender study",
+    "project": "Recommender study",
+    "html_title": "Recommender study",
     "html_theme": "sphinx_book_theme",
     "html_theme_options": {
         "use_download_button": False, "use_fullscreen_button": False,

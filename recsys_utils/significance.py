@@ -7,7 +7,7 @@ sums of per-user values (Owen & Eckles 2012). All intervals are two-sided 95 %.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,6 +51,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return format(self)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate in other units: a positive factor times everything but n and p."""
+        names = ("value", "ci_low", "ci_high", "se", "lower")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def evidence(self, metric: str) -> dict[str, Any]:
         """The row of a finding: metric, value, ci_low, ci_high, n."""
@@ -158,6 +163,28 @@ class Bootstrap:
                      float(v - one_sided * s), _p_value(column))
             for v, s, n, column in zip(point, se, _known(values), draws.T, strict=True)
         ]  # fmt: skip
+
+    def first_reaching(
+        self, curve: Values, weight: Values, at: Values, level: Values, level_weight: Values
+    ) -> Estimate:
+        """The position at which a falling curve first comes down to a level; for a rising one pass negatives.
+
+        The curve's points are ``sum(curve) / sum(weight)`` over users, (U, M) each at positions ``at`` (M,), linear in
+        between; the level is ``sum(level) / sum(level_weight)``, (U,) each, resampled with the same users. A curve that
+        never gets there counts as the last position, so an interval ending there is open.
+        """
+        points = curve.shape[1]
+        columns = np.column_stack([curve, weight, level, level_weight]).astype(np.float64)
+        drawn = np.vstack([columns.sum(axis=0), self._sums(columns)])
+        heights = drawn[:, :points] / drawn[:, points : 2 * points]
+        goal = (drawn[:, -2] / drawn[:, -1])[:, None]
+        reached = np.append(heights[:, 1:] <= goal, np.ones((len(drawn), 1), bool), axis=1).argmax(axis=1)
+        left, right = np.minimum(reached, points - 2), np.minimum(reached + 1, points - 1)
+        rows = np.arange(len(drawn))
+        share = (heights[rows, left] - goal[:, 0]) / np.maximum(heights[rows, left] - heights[rows, right], 1e-15)
+        found = at[left] + np.clip(share, 0, 1) * (at[right] - at[left])
+        found = np.where(reached == points - 1, at[-1], found)
+        return _estimate(found[0], found[1:], int((weight > 0).any(axis=1).sum()))
 
     # ---- resampling
 

@@ -95,6 +95,11 @@ class Stage:
         meta: dict[str, Any] = self.read_json("01_ingest", "meta.json")
         return meta
 
+    @property
+    def noun(self) -> str:
+        """What the items are called in computed sentences: "film", or of a person's own data "item", "track" ..."""
+        return str(self.meta.get("noun", "film"))
+
     def has(self, what: Literal["time", "genres", "text"]) -> bool:
         """Whether the data have time stamps, genres, or any film metadata at all: stages degrade by it and say so."""
         if what == "time":

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 import pandas as pd
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from recsys_utils.catalogue import LISTS, Facts, Source
 from recsys_utils.interfaces import InputError
@@ -45,15 +45,11 @@ Film = dict[str, Any]
 
 
 class Unavailable(Exception):
-    """A film could not be had now."""
+    """A film could not be had; whether another try is worth it, and after how many seconds if it says so."""
 
-
-class _Again(Unavailable):
-    """Worth another try, ``after`` so many seconds where the service says so."""
-
-    def __init__(self, what: str, after: float | None = None) -> None:
+    def __init__(self, what: str, again: bool = True, after: float | None = None) -> None:
         super().__init__(what)
-        self.after = after
+        self.again, self.after = again, after
 
 
 def token() -> str:
@@ -101,42 +97,37 @@ class Api:
         Unavailable : not after ``TRIES`` attempts (429 with its Retry-After, 5xx, time-outs, broken answers).
         InputError : the token is refused.
         """
-        tries = Retrying(
-            retry=retry_if_exception_type(_Again), stop=stop_after_attempt(TRIES), wait=_pause, sleep=self.sleep,
-            reraise=True,
-        )  # fmt: skip
+        worth = retry_if_exception(lambda error: isinstance(error, Unavailable) and error.again)
+        tries = Retrying(retry=worth, stop=stop_after_attempt(TRIES), wait=_pause, sleep=self.sleep, reraise=True)
         return tries(self._ask, number)
 
     def _ask(self, number: str) -> Film | None:
-        now = self.clock()
-        if now < self._next:
-            self.sleep(self._next - now)
-        self._next = max(now, self._next) + 1 / PER_SECOND
+        if (early := self._next - self.clock()) > 0:
+            self.sleep(early)
+        self._next = self.clock() + 1 / PER_SECOND
         try:
             answer = self._client.get(f"{self.url}/movie/{number}", params={"append_to_response": "credits,keywords"})
         except httpx.RequestError as error:
-            raise _Again(type(error).__name__) from None
+            raise Unavailable(type(error).__name__) from None
         status = answer.status_code
         if status == 404:
             return None
         if status in (401, 403):
             raise InputError(f"TMDB refuses the token in {TOKEN} (HTTP {status}); is it the API read access token?")
-        if status == 429 or status >= 500:
-            after = _seconds(answer.headers.get("Retry-After", ""))
-            raise (_Again if (after or 0) <= LONGEST_PAUSE else Unavailable)(f"HTTP {status}", after)
         if status != 200:
-            raise Unavailable(f"HTTP {status}")
+            after = _seconds(answer.headers.get("Retry-After", ""))
+            passing = (status == 429 or status >= 500) and (after or 0) <= LONGEST_PAUSE
+            raise Unavailable(f"HTTP {status}", passing, after)
         try:
             return _reduced(answer.json())
         except (ValueError, AttributeError, TypeError):
-            raise _Again("an answer that is no film in JSON") from None
+            raise Unavailable("an answer that is no film in JSON") from None
 
 
 def _pause(state: RetryCallState) -> float:
     """What the service asks for, else .5, 1, 2 ... seconds."""
-    error = state.outcome.exception() if state.outcome else None
-    after = error.after if isinstance(error, _Again) else None
-    return wait_exponential(multiplier=0.5, max=8)(state) if after is None else after
+    after = getattr(state.outcome and state.outcome.exception(), "after", None)
+    return wait_exponential(multiplier=0.5, max=8)(state) if after is None else float(after)
 
 
 def _seconds(text: str) -> float | None:
@@ -216,6 +207,7 @@ def _open(path: Path, oldest: datetime.date) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     store = sqlite3.connect(path, timeout=60)
     try:
+        store.execute("PRAGMA secure_delete = ON")  # what has expired is overwritten, not just forgotten
         with store:
             store.execute("CREATE TABLE IF NOT EXISTS film (tmdb_id TEXT PRIMARY KEY, fetched TEXT, fields TEXT)")
             store.execute("DELETE FROM film WHERE fetched < ?", (oldest.isoformat(),))

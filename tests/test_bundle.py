@@ -16,6 +16,7 @@ from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scale
+from recsys_utils.neighbours import Neighbours
 from recsys_utils.recommender import Ladder
 
 SCALE = Scale(0.5, 5, liked_override=4)
@@ -161,3 +162,20 @@ def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
 def test_no_bundle_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no bundle: it has no manifest\.json"):
         Bundle.open(tmp_path / "nowhere")
+
+
+def test_neighbours_come_along_and_are_checked(train: Interactions, tmp_path: Path, folder: Path) -> None:
+    model = Neighbours(k=5, min_overlap=3, min_votes=1).fit(train)
+    ladder = make(train, EASE(reg=5.0))
+    ladder.items["directors"] = [["X Y"]] * len(ladder.items)
+    manifest = write_bundle(tmp_path / "with", ladder, SCALE, ABOUT, model)
+    bundle = Bundle.open(tmp_path / "with")
+    assert np.array_equal(bundle.neighbours().scores(train.user_item), model.scores(train.user_item))
+    assert bundle.ladder.items["directors"].map(list).tolist() == [["X Y"]] * len(ladder.items)
+    assert "neighbours/rows.npy" in manifest["files"]
+    changed = tmp_path / "with" / "neighbours" / "rows.npy"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="not the file that was exported"):
+        Bundle.open(tmp_path / "with").neighbours()
+    with pytest.raises(InputError, match="holds no neighbours"):
+        Bundle.open(folder).neighbours()

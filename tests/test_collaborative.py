@@ -14,7 +14,6 @@ from recsys_utils.collaborative import (
     SVD,
     ItemKNN,
     Popularity,
-    grid_search,
     nested_rating_error,
     parameters,
     predict_by_surprise,
@@ -253,8 +252,8 @@ class TestEase:
             np.testing.assert_allclose(weights[others, j], expected, atol=1e-6)
 
     def test_large_catalogue_is_refused_with_advice(self, ratings):
-        many = np.array([f"i{n}" for n in range(collaborative.EASE_MAX_ITEMS + 1)], dtype=object)
-        with pytest.raises(InputError, match=r"15,001 items would need about 4 GB.*ItemKNN"):
+        many = np.array([f"i{n}" for n in range(15_001)], dtype=object)
+        with pytest.raises(InputError, match=r"15,001 x 15,001 would need about 4 GB; at most 15,000.*ItemKNN"):
             EASE().fit(replace(ratings, items=many))
 
 
@@ -263,17 +262,14 @@ class TestGrid:
 
     def test_jobs_do_not_change_results(self, ratings):
         fold = (np.arange(len(ratings)) % 3).astype(np.int8)
-        options = {"svd": self.OPTIONS, "knn": [KNN(k=5)]}
-        one, two = (nested_rating_error(ratings, fold, options, folds=2, seed=1, jobs=jobs) for jobs in (1, 2))
+        options = {"svd": self.OPTIONS, "knn": [KNN(k=5), KNN(k=7)], "classic": [KNN()]}
+        by = {"folds": 2, "seed": 1, "by_surprise": {"svd", "knn"}}
+        one, two = (nested_rating_error(ratings, fold, options, **by, jobs=jobs) for jobs in (1, 2))
+        pd.testing.assert_frame_equal(one.agreement, two.agreement)
         pd.testing.assert_frame_equal(one.predictions, two.predictions)
         pd.testing.assert_frame_equal(one.searched, two.searched)
         assert one.chosen == two.chosen
         assert one.overall == two.overall
-
-    def test_grid_has_a_row_a_setting(self, ratings):
-        grid = grid_search(ratings, self.OPTIONS, folds=2, seed=1)
-        assert grid[["n_factors", "reg"]].to_numpy().tolist() == [[2, 0.02], [2, 0.1], [4, 0.02], [4, 0.1]]
-        assert ((grid["rmse"] > grid["mae"]) & (grid["mae"] > 0)).all()
 
     def test_nested_predictions_come_from_a_model_that_never_saw_the_fold(self, ratings):
         """Canary: changing the ratings of a fold must not change any prediction or choice for that fold."""
@@ -290,7 +286,7 @@ class TestGrid:
 
     def test_every_rating_is_predicted_once_by_the_best_setting(self, ratings):
         fold = (np.arange(len(ratings)) % 3).astype(np.int8)
-        nested = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1)
+        nested = nested_rating_error(ratings, fold, {"tuned": self.OPTIONS}, folds=2, seed=1, by_surprise=["tuned"])
         inner = nested.searched["rmse"].to_numpy().reshape(3, len(self.OPTIONS))  # a row an outer fold
         assert nested.chosen == {(f, "tuned"): self.OPTIONS[inner[f].argmin()] for f in range(3)}
         assert nested.overall == {"tuned": self.OPTIONS[inner.mean(axis=0).argmin()]}
@@ -299,3 +295,28 @@ class TestGrid:
                 ratings.where(fold != f), ratings.where(fold == f), nested.chosen[f, "tuned"]
             )
             np.testing.assert_array_equal(nested.predictions["tuned"][fold == f], expected)
+
+    def test_the_winners_are_checked_against_surprise(self, ratings):
+        fold = (np.arange(len(ratings)) % 3).astype(np.int8)
+        options = {"svd": self.OPTIONS, "knn": [KNN(k=5), KNN(k=7)], "classic": [KNN()]}
+        nested = nested_rating_error(ratings, fold, options, folds=2, seed=1, by_surprise=["svd", "knn"])
+        assert nested.agreement[["fold", "name"]].to_numpy().tolist() == [
+            [f, n] for f in range(3) for n in ("svd", "knn")
+        ]
+        assert nested.agreement["largest"].max() < 1e-9
+
+    def test_what_surprise_could_not_hold_is_refused_or_predicted_without_it(self, ratings, monkeypatch):
+        """40 users: five matrices of 40 x 40 doubles take 64,000 bytes."""
+        monkeypatch.setattr(collaborative, "DENSE_BYTES", 63_999)
+        with pytest.raises(InputError, match=r"Surprise's KNN: 40 x 40 .* at most 39"):
+            predict_by_surprise(ratings, ratings, KNN())
+        nested = nested_rating_error(
+            ratings,
+            (np.arange(len(ratings)) % 3).astype(np.int8),
+            {"knn": [KNN()]},
+            folds=2,
+            seed=1,
+            by_surprise=["knn"],
+        )
+        assert nested.agreement.empty
+        assert nested.predictions.notna().all(axis=None)

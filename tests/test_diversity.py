@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from recsys_utils.diversity import STRATEGIES, Catalogue, Lists, Ranking, places, rerank
+from recsys_utils.diversity import PLACES_STRATEGIES, STRATEGIES, Catalogue, Lists, Ranking, places, rerank
 from recsys_utils.interfaces import InputError
 from recsys_utils.metrics import genre_matrix, top_k
 
@@ -77,7 +77,11 @@ def test_mid_rank_draws_from_places_half_to_four_fifths(seed: int) -> None:
 def test_mid_rank_reaches_every_film_of_the_stretch_about_equally_often() -> None:
     ranking, films = toy([])
     many = Ranking(
-        [f"u{u}" for u in range(3000)], csr_matrix((3000, 20)), np.tile(ranking.order, (3000, 1)), np.full(3000, 20)
+        [f"u{u}" for u in range(3000)],
+        csr_matrix((3000, 20)),
+        np.tile(ranking.order, (3000, 1)),
+        np.full(3000, 20),
+        np.tile(ranking.worth, (3000, 1)),
     )
     drawn = rerank(many, "mid-rank", 0.1, k=K, catalogue=films, seed=1).items[:, -1]
     counts = np.bincount(drawn, minlength=20)[10:16]
@@ -142,7 +146,7 @@ def test_every_strategy_keeps_what_a_list_must_be(data: st.DataObject) -> None:
     films = Catalogue(*genre_matrix([list("ABCD"[: rng.integers(0, 5)]) for _ in range(n_items)]), np.arange(n_items))
     ranking = Ranking.of(scores, profiles, ["a", "b", "c"])
     lists = rerank(ranking, strategy, ratio, k=k, catalogue=films, seed=1)
-    changed = places(k, ratio, repaired=strategy.endswith("repaired"))
+    changed = places(k, ratio, repaired=strategy.endswith("repaired")) if strategy in PLACES_STRATEGIES else k
     assert lists.items.shape == lists.exploration.shape == (3, k)
     for row in range(3):
         films_of = lists.items[row][lists.items[row] >= 0].tolist()
@@ -157,7 +161,7 @@ def test_every_strategy_keeps_what_a_list_must_be(data: st.DataObject) -> None:
 
 def test_an_unknown_strategy_or_ratio_says_what_is_allowed() -> None:
     ranking, films = toy([])
-    with pytest.raises(InputError, match=r"'mmr'.*genre-repaired"):
-        rerank(ranking, "mmr", 0.1, catalogue=films)
+    with pytest.raises(InputError, match=r"'bubble'.*genre-repaired"):
+        rerank(ranking, "bubble", 0.1, catalogue=films)
     with pytest.raises(InputError, match=r"from 0 to 1; got 1\.5"):
         rerank(ranking, "genre", 1.5, catalogue=films)

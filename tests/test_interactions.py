@@ -149,7 +149,7 @@ class TestSessions:
 
 def test_description_by_hand() -> None:
     """3 ratings of 2 x 3 pairs; likes are 5 and 4; a came back after two days, b came once."""
-    rows = [("a", "x", 5, 0), ("a", "y", 3, 2 * DAY), ("b", "x", 4, DAY)]
+    rows = [("a", "x", 5, DAY), ("a", "y", 3, 3 * DAY), ("b", "x", 4, 2 * DAY)]
     facts = describe(Interactions.from_frame(frame(*rows), scale=SCALE, items=["x", "y", "z"]))
     assert facts["density"] == 3 / (2 * 3)
     assert facts["share of likes"] == 2 / 3
@@ -158,6 +158,8 @@ def test_description_by_hand() -> None:
     assert facts["share of users with one visit"] == 1 / 2
     assert facts["days covered"] == 2
     assert facts["median minutes from first to last rating"] == (2 * 24 * 60 + 0) / 2
+    undated = describe(Interactions.from_frame(frame(*rows, ("b", "z", 4, 0)), scale=SCALE, items=["x", "y", "z"]))
+    assert {name: undated[name] for name in list(facts)[-4:]} == {name: facts[name] for name in list(facts)[-4:]}
     timeless = Interactions.from_frame(frame(("a", "x", 5)), scale=SCALE)
     assert "days covered" not in describe(timeless)
 

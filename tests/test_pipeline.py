@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from recsys_utils import pipeline
+from recsys_utils import pipeline, ratings_store
 from recsys_utils.interfaces import InputError
 from recsys_utils.pipeline import Plan, imported_modules, run
 
@@ -176,6 +177,19 @@ def test_a_changed_input_file_is_a_reason_to_run(project: Path) -> None:
     now = pipeline.ingredients(plan(project, parameters=parameters), "a")
     made_from = pipeline.manifest(plan(project), "a")["made_from"]
     assert {name for name in now if now[name] != made_from[name]} == {"file own.csv"}
+
+
+def test_new_ratings_in_the_store_are_a_reason_to_run(project: Path) -> None:
+    (project / "data").mkdir()
+    store = "sqlite:///data/ratings.db"
+    named = plan(project, parameters={"a": {"dataset_store": store}, "b": {}, "c": {}})
+    absent = pipeline.ingredients(named, "a")["ratings store"]
+    row = pd.DataFrame({"user_id": ["ann"], "movie_id": [862], "rating": [4.5]})
+    ratings_store.write(ratings_store.store_url(store, project), row)
+    first = pipeline.ingredients(named, "a")["ratings store"]
+    ratings_store.write(ratings_store.store_url(store, project), row.assign(movie_id=11))
+    assert len({absent, first, pipeline.ingredients(named, "a")["ratings store"]}) == 3
+    assert "ratings store" not in pipeline.ingredients(plan(project), "a")
 
 
 def test_only_modules_a_notebook_reaches_count(tmp_path: Path) -> None:

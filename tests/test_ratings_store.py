@@ -17,7 +17,7 @@ import sqlalchemy as sql
 
 from recsys_utils import ratings_store
 from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.ratings_store import merge_store, read, store_url, write
+from recsys_utils.ratings_store import merge_store, read, state, store_url, write
 
 PASSWORD = "s3cr3t/p@ss"  # characters that a URL quotes
 QUOTED = "s3cr3t%2Fp%40ss"
@@ -149,8 +149,11 @@ def test_the_digest_depends_on_the_ratings_alone(store: str) -> None:
     write(store_url(store), ratings(*reversed(rows)))
     assert merged(store).meta == first.meta
     assert merged(store).ratings.equals(first.ratings)
+    assert state(store) == first.meta["sha256"], "by which the pipeline knows that ingest is due"
     execute(store, "UPDATE ratings SET rating = 3")
-    assert merged(store).meta["sha256"] != first.meta["sha256"]
+    assert merged(store).meta["sha256"] == state(store) != first.meta["sha256"]
+    execute(store, "DROP TABLE ratings")
+    assert state(store) == "unreadable"
 
 
 def test_scales_are_not_mixed(store: str) -> None:

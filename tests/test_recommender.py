@@ -200,13 +200,38 @@ def test_exploration_says_so(items: pd.DataFrame, train: Interactions, strategy:
     assert not found["strategy"].iloc[:8].str.startswith("exploration").any()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("mmr", r"For variety: the film above it nearest in genre is (0|100)% like it\. "),
+        ("dpp", r"For variety: the film above it nearest in genre is (0|100)% like it\. "),
+        ("xquad", r"For variety: (Comedy|War) is 50% of what you rated and \d+% of the list above\. "),
+        ("calibration", r"For variety: (Comedy|War) is 50% of what you rated and \d+% of the list above\. "),
+        ("discount", r"For variety, a less known film: \d+ people rated it, place \d+ of 40\. "),
+    ],
+)
+def test_what_a_reranker_brings_in_is_marked_and_says_why(
+    items: pd.DataFrame, train: Interactions, strategy: str, reason: str
+) -> None:
+    mine = profile({0: 5, 4: 4, 2: 2, 6: 2})  # likes Comedy, rated as much War: the plain list is Comedy
+    plain = ladder(items, train, ALWAYS_CONTENT).recommend(mine, ["me"], n=4)
+    found = ladder(items, train, ALWAYS_CONTENT, exploration=strategy, ratio=0.8).recommend(mine, ["me"], n=4)
+    assert found["is_exploration"].tolist() == (~found["item_id"].isin(plain["item_id"])).tolist()
+    picks = found[found["is_exploration"]]
+    assert len(picks)
+    assert picks["strategy"].unique().tolist() == [f"exploration:{strategy}"]
+    assert picks["reason"].str.match(reason).all(), picks["reason"].tolist()
+    assert not found.loc[~found["is_exploration"], "reason"].str.startswith("For variety").any()
+    # beside what it brings, why it fits: the reason it would have in a plain list
+    assert picks["reason"].str.contains("counts most|Shares|By the pattern|Nothing known").all()
+
+
 def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train)
     count = int(np.bincount(train.item).max())
     nothing = rows.recommend(profile({}), ["me"], n=1)["reason"].iloc[0]
     assert (
-        nothing
-        == f"You have rated no film yet. This is a popular film: {count} viewers rated it, place 1 of {N_ITEMS}."
+        nothing == f"You have rated no film yet. This is a popular film: {count} people rated it, place 1 of {N_ITEMS}."
     )
     assert rows.recommend(profile({39: 1}), ["me"], n=1)["reason"].iloc[0].startswith("None of your ratings is a like.")
 

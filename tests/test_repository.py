@@ -23,11 +23,11 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "tmdb", "ingest", "exports", "own_ratings", "ratings_store", "interactions"},
+     "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid"},
-    {"blend", "diversity", "recommender"},
-    {"alpha_study", "diversity_study", "decisions"},
+    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
+    {"blend", "diversity", "elicitation", "recommender"},
+    {"alpha_study", "catalogue_study", "diversity_study", "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
@@ -161,7 +161,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 8_200  # why not fewer: CHANGELOG.md
+LINES = 8_700  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:

@@ -173,6 +173,7 @@ def test_what_is_older_than_the_terms_allow_is_dropped_and_fetched_anew(
         "film 7, no longer asked for, is gone too"
     )
     store.close()
+    assert (tmp_path / "interim" / "tmdb.sqlite").read_bytes().count(b"A cowboy doll.") == 1, "and overwritten"
 
 
 @pytest.mark.parametrize("trouble", [status(500), status(503), CUT, MALFORMED, (200, {}, b"[1]"), ok({"credits": [1]})])
@@ -222,7 +223,7 @@ def test_a_service_that_is_away_is_left_alone_and_what_came_is_kept(
     assert list(films(told)) == ["862"]
     per_film = tmdb.TRIES if trouble[0] == 502 else 1
     assert len(service.asked) == 1 + tmdb.GIVE_UP * per_film, "no waiting a day, no following elsewhere"
-    assert "about 59 of 60 films" in notes[1]
+    assert f"about 59 of 60 films (last: HTTP {trouble[0]})" in notes[1]
     assert "--force 01_ingest" in notes[1]
     service.answers.clear()
     service.asked.clear()

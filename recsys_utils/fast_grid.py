@@ -1,0 +1,354 @@
+"""Surprise's SVD and KNN for whole grids at once: the same numbers in a fraction of the time.
+
+- SVD: the same start values, order of ratings and arithmetic, so biases and factors equal Surprise's bit for bit.
+  Epochs are prefixes of each other, so one fit serves every ``n_epochs``; four settings advance together, because the
+  sums of their dot products, which must be taken in Surprise's order, then don't wait for each other.
+- KNN: similarities are summed in Surprise's order, a row at a time (no matrix of all pairs is ever held), and serve
+  every k, ``min_support`` and kind; ties among neighbours go to the earlier one, as ``heapq.nlargest`` has it.
+
+"Surprise's numbers" are those of its models fitted on :func:`collaborative.surprise_trainset`; its estimates go through
+BLAS, whose dot products differ in the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from joblib import Parallel, delayed
+from numba import njit
+from numpy.typing import NDArray
+from scipy.sparse import csc_matrix, csr_matrix
+
+from recsys_utils.interactions import Interactions
+from recsys_utils.interfaces import child_rng
+
+TOGETHER = 4  # settings of SVD that advance together; the unrolled lines of _dots
+SHRINKAGE = 100  # Surprise's default for pearson_baseline
+REG_ITEM, REG_USER, BASELINE_EPOCHS = 10, 15, 10  # Surprise's defaults for alternating least squares
+SIMILARITIES = ("cosine", "msd", "pearson_baseline")
+
+Floats = NDArray[np.float64]
+Pair = tuple[Interactions, Interactions]  # training part, test part
+
+
+class SvdSetting(Protocol):
+    n_factors: int
+    n_epochs: int
+    lr: float
+    reg: float
+    seed: int
+
+
+class KnnSetting(Protocol):
+    kind: Literal["KNNWithMeans", "KNNBaseline"]
+    k: int
+    similarity: Literal["pearson_baseline", "msd", "cosine"]
+    user_based: bool
+    min_support: int
+
+
+# ---- grids
+
+
+def shuffled_folds(data: Interactions, folds: int, seed: int) -> list[Pair]:
+    """Training and test part of each of ``folds`` folds over the ratings, drawn by ``seed`` whatever their order."""
+    fold = np.empty(len(data), np.int64)
+    fold[np.lexsort((data.item, data.user))] = child_rng(seed, "folds").permutation(len(data)) % folds
+    return [(data.where(fold != f), data.where(fold == f)) for f in range(folds)]
+
+
+def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1) -> Floats:
+    """(pairs, options, 2) RMSE and MAE of every setting on every test part.
+
+    Parameters
+    ----------
+    options : unfitted ``SVD`` and ``KNN`` models
+    jobs : processes; a task is a pair and the settings that share their work, so that results don't depend on it
+    """
+    shared = batches(options)
+    found = Parallel(n_jobs=jobs)(
+        delayed(_errors)(train, test, [options[place] for place in places])
+        for train, test in pairs
+        for places in shared
+    )
+    table = np.empty((len(found) // max(1, len(shared)), len(options), 2))
+    for number, values in enumerate(found):
+        table[number // len(shared), shared[number % len(shared)]] = values
+    return table
+
+
+def _errors(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
+    error = predictions(train, test, options) - test.rating
+    return np.column_stack([np.sqrt(np.mean(error**2, axis=1)), np.abs(error).mean(axis=1)])
+
+
+def batches(options: Sequence[Any]) -> list[list[int]]:
+    """Positions of the options that share their work, a list for each batch.
+
+    SVD: up to four pairs of (lr, reg) with the same factors and seed, in any number of epochs; KNN: one similarity,
+    over users or over items.
+    """
+    groups: dict[Any, dict[Any, list[int]]] = {}
+    for place, option in enumerate(options):
+        svd = option.name == "svd"
+        group = (option.n_factors, option.seed) if svd else (option.similarity, option.user_based)
+        member = (option.lr, option.reg) if svd else ()
+        groups.setdefault(group, {}).setdefault(member, []).append(place)
+    found = []
+    for members in groups.values():
+        lists = list(members.values())
+        for start in range(0, len(lists), TOGETHER):
+            found.append([place for places in lists[start : start + TOGETHER] for place in places])
+    return found
+
+
+def predictions(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
+    """(options, N_test) float64 predicted ratings, clipped to the scale; users and items may be new."""
+    out = np.empty((len(options), len(test)))
+    for places in batches(options):
+        batch = [options[place] for place in places]
+        predict = _svd_predictions if batch[0].name == "svd" else _knn_predictions
+        out[places] = predict(train, test, batch)
+    return np.clip(out, train.scale.lo, train.scale.hi, out=out)
+
+
+# ---- SVD
+
+
+def svd_fits(
+    train: Interactions, options: Sequence[SvdSetting]
+) -> Iterator[tuple[int, Floats, Floats, Floats, Floats]]:
+    """What one batch of settings learns: for each option its place, b_u (U,), b_i (I,), p_u (U, F) and q_i (I, F).
+
+    Users and items without ratings have zeros, which is how Surprise predicts them. The arrays belong to the fit,
+    which goes on: use or copy them before asking for the next.
+    """
+    matrix = train.user_item
+    ratings = matrix.data.astype(np.float64)
+    members = list(dict.fromkeys((o.lr, o.reg) for o in options))
+    lr, reg = (np.array(values) for values in zip(*members, strict=True))
+    rng = np.random.RandomState(options[0].seed)
+    biases, factors = [], []
+    for counts in (np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=matrix.shape[1])):
+        start = np.zeros((len(counts), options[0].n_factors))
+        start[counts > 0] = rng.normal(0, 0.1, size=(np.count_nonzero(counts), options[0].n_factors))
+        biases.append(np.zeros((len(counts), len(members))))
+        factors.append(np.repeat(start[:, None], len(members), axis=1))
+    done, mean = 0, ratings.mean()
+    for epochs in sorted({o.n_epochs for o in options}):
+        _descend(matrix.indptr, matrix.indices, ratings, mean, lr, reg, epochs - done, *biases, *factors)
+        done = epochs
+        for place, option in enumerate(options):
+            if option.n_epochs == epochs:
+                m = members.index((option.lr, option.reg))
+                yield place, biases[0][:, m], biases[1][:, m], factors[0][:, m], factors[1][:, m]
+
+
+def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting]) -> Floats:
+    out = np.empty((len(options), len(test)))
+    mean = train.user_item.data.mean(dtype=np.float64)
+    for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options):
+        dots = np.einsum("nf,nf->n", item_factors[test.item], user_factors[test.user])
+        out[place] = ((mean + user_bias[test.user]) + item_bias[test.item]) + dots
+    return out
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _descend(indptr, items, ratings, mean, lr, reg, epochs, user_bias, item_bias, p, q):  # type: ignore[no-untyped-def]
+    """Stochastic gradient descent in place; arrays are (users or items, settings[, factors])."""
+    dots = np.empty(len(lr))
+    for _ in range(epochs):
+        for u in range(len(indptr) - 1):
+            for e in range(indptr[u], indptr[u + 1]):
+                i = items[e]
+                _dots(p[u], q[i], dots)
+                for s in range(len(lr)):
+                    error = ratings[e] - (mean + user_bias[u, s] + item_bias[i, s] + dots[s])
+                    user_bias[u, s] += lr[s] * (error - reg[s] * user_bias[u, s])
+                    item_bias[i, s] += lr[s] * (error - reg[s] * item_bias[i, s])
+                    mine, its = p[u, s], q[i, s]
+                    for f in range(len(mine)):
+                        a, b = mine[f], its[f]
+                        mine[f] = a + lr[s] * (error * b - reg[s] * a)
+                        its[f] = b + lr[s] * (error * a - reg[s] * b)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _dots(p, q, out):  # type: ignore[no-untyped-def]
+    """Row-wise dot products, each summed from the first factor to the last; four rows advance side by side."""
+    if len(p) == TOGETHER:
+        p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
+        q0, q1, q2, q3 = q[0], q[1], q[2], q[3]
+        d0 = d1 = d2 = d3 = 0.0
+        for f in range(p.shape[1]):
+            d0 += q0[f] * p0[f]
+            d1 += q1[f] * p1[f]
+            d2 += q2[f] * p2[f]
+            d3 += q3[f] * p3[f]
+        out[0], out[1], out[2], out[3] = d0, d1, d2, d3
+        return
+    for s in range(len(p)):
+        out[s] = 0.0
+        for f in range(p.shape[1]):
+            out[s] += q[s, f] * p[s, f]
+
+
+# ---- KNN
+
+
+def baselines(train: Interactions) -> tuple[Floats, Floats]:
+    """Surprise's b_u (U,) and b_i (I,) by alternating least squares, 0 without ratings."""
+    by_user, by_item = train.user_item, train.user_item.tocsc()
+    user, item = np.zeros(train.shape[0]), np.zeros(train.shape[1])
+    mean = by_user.data.mean(dtype=np.float64)
+    for _ in range(BASELINE_EPOCHS):
+        _alternate(by_item.indptr, by_item.indices, by_item.data, mean, REG_ITEM, user, item)
+        _alternate(by_user.indptr, by_user.indices, by_user.data, mean, REG_USER, item, user)
+    return user, item
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _alternate(indptr, indices, ratings, mean, reg, other, out):  # type: ignore[no-untyped-def]
+    for x in range(len(out)):
+        total = 0.0
+        for e in range(indptr[x], indptr[x + 1]):
+            total += np.float64(ratings[e]) - mean - other[indices[e]]
+        out[x] = total / (reg + (indptr[x + 1] - indptr[x]))
+
+
+class _Sides:
+    """Ratings from the side whose similarities are asked (x: users if ``user_based``, else items)."""
+
+    def __init__(self, train: Interactions, similarity: str, user_based: bool) -> None:
+        matrix = train.user_item if user_based else train.user_item.T.tocsr()
+        user, item = baselines(train)
+        self.own, self.other = (user, item) if user_based else (item, user)
+        self.matrix, self.ratings = matrix, matrix.data.astype(np.float64)
+        self.row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        self.mean = float(self.ratings.mean())
+        # sums over other, then own, as Surprise's similarity has it; its predictions add them the other way round
+        residual = self.ratings - ((self.mean + self.other[matrix.indices]) + self.own[self.row])
+        self.values = residual if similarity == "pearson_baseline" else self.ratings
+        self.columns = self.by_column(self.values)
+        self.rows = matrix.indptr, matrix.indices, self.values
+
+    def by_column(self, values: Floats) -> csc_matrix:
+        """Values of the ratings, in the order of the columns."""
+        return csr_matrix((values, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape).tocsc()
+
+    def base(self, kind: str, x: NDArray[np.int32], y: NDArray[np.int32], user_based: bool) -> Floats:
+        """What each pair is predicted without neighbours."""
+        if kind == "KNNBaseline":
+            user, item = (self.own[x], self.other[y]) if user_based else (self.other[y], self.own[x])
+            return (self.mean + user) + item
+        known = (np.diff(self.matrix.indptr)[x] > 0) & (np.diff(self.columns.indptr)[y] > 0)
+        return np.where(known, self.means[x], self.mean)
+
+    @cached_property
+    def means(self) -> Floats:
+        ends = self.matrix.indptr
+        return np.array([self.ratings[a:b].mean() if b > a else 0.0 for a, b in pairwise(ends)])
+
+    def deviations(self, kind: str) -> Floats:
+        """Ratings less their own base, in the order of the columns."""
+        means = self.means[self.row]
+        base = means if kind == "KNNWithMeans" else (self.mean + self.own[self.row]) + self.other[self.matrix.indices]
+        deviations: Floats = self.by_column(self.ratings - base).data
+        return deviations
+
+
+def _support(similarity: str, min_support: int) -> int:
+    """Common ratings that count as enough: Surprise's pearson_baseline needs two."""
+    return max(2 if similarity == "pearson_baseline" else 1, min_support)
+
+
+def similarities(train: Interactions, similarity: str, *, user_based: bool, min_support: int) -> Floats:
+    """(n, n) similarities of all pairs of users or of items, 0 where unknown: 8 n^2 bytes."""
+    sides = _Sides(train, similarity, user_based)
+    n = sides.matrix.shape[0]
+    out, common = np.zeros((n, n)), np.zeros(n, np.int64)
+    support = _support(similarity, min_support)
+    rows, columns, code = sides.rows, _arrays(sides.columns), SIMILARITIES.index(similarity)
+    for x in np.flatnonzero(np.diff(sides.matrix.indptr)):
+        _similar(x, rows, columns, code, out[x], common)
+        out[x, common < support] = 0
+    return out
+
+
+def _arrays(columns: csc_matrix) -> tuple[Any, ...]:
+    return columns.indptr, columns.indices, columns.data
+
+
+def _knn_predictions(train: Interactions, test: Interactions, options: Sequence[KnnSetting]) -> Floats:
+    similarity, user_based = options[0].similarity, options[0].user_based
+    sides = _Sides(train, similarity, user_based)
+    x, y = (test.user, test.item) if user_based else (test.item, test.user)
+    order = np.argsort(x, kind="stable")
+    kinds = list(dict.fromkeys(o.kind for o in options))
+    out = np.stack([sides.base(o.kind, x, y, user_based)[order] for o in options], axis=1)
+    settings = [(kinds.index(o.kind), o.k, _support(similarity, o.min_support)) for o in options]
+    _neighbours(
+        x[order], y[order], sides.rows, _arrays(sides.columns), np.stack([sides.deviations(kind) for kind in kinds]),
+        SIMILARITIES.index(similarity), np.array(settings), out,
+    )  # fmt: skip
+    found = np.empty((len(options), len(test)))
+    found[:, order] = out.T
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _similar(x, rows, columns, similarity, sim, common):  # type: ignore[no-untyped-def]
+    """Similarities of x to all, and the number of ratings in common; sums run over y upwards, as Surprise's do."""
+    (x_ends, x_others, x_values), (y_ends, y_owns, y_values), n = rows, columns, len(sim)
+    own_square, their_square = np.zeros(n), np.zeros(n)
+    sim[:], common[:] = 0.0, 0
+    for e in range(x_ends[x], x_ends[x + 1]):
+        mine = x_values[e]
+        for c in range(y_ends[x_others[e]], y_ends[x_others[e] + 1]):
+            v, theirs = y_owns[c], y_values[c]
+            common[v] += 1
+            if similarity == 1:
+                sim[v] += (mine - theirs) ** 2
+            else:
+                sim[v] += mine * theirs
+                own_square[v] += mine**2
+                their_square[v] += theirs**2
+    for v in range(n):
+        if similarity == 1 and common[v]:
+            sim[v] = 1 / (sim[v] / common[v] + 1)
+        elif similarity != 1:
+            norm = np.sqrt(own_square[v] * their_square[v])
+            sim[v] = sim[v] / norm if norm > 0 else 0.0
+            if similarity == 2:
+                sim[v] *= (common[v] - 1) / (common[v] - 1 + SHRINKAGE)
+    sim[x], common[x] = 1.0, np.iinfo(np.int64).max  # Surprise's diagonal, whatever the support
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _neighbours(xs, ys, rows, columns, deviation, similarity, settings, out):  # type: ignore[no-untyped-def]
+    """Adds to ``out`` (tests, options) what the neighbours say; tests are sorted by x."""
+    y_ends, y_owns, _ = columns
+    sim, common = np.empty(len(rows[0]) - 1), np.empty(len(rows[0]) - 1, np.int64)
+    for t in range(len(xs)):
+        if t == 0 or xs[t] != xs[t - 1]:
+            _similar(xs[t], rows, columns, similarity, sim, common)
+        start = y_ends[ys[t]]
+        raters = y_owns[start : y_ends[ys[t] + 1]]
+        near = sim[raters]
+        order = np.argsort(-near, kind="mergesort")
+        for o in range(len(settings)):
+            kind, k, support = settings[o]
+            taken, weight, weighted = 0, 0.0, 0.0
+            for place in order:
+                if near[place] <= 0 or taken == k:
+                    break
+                if common[raters[place]] >= support:
+                    taken += 1
+                    weight += near[place]
+                    weighted += near[place] * deviation[kind, start + place]
+            if weight > 0:
+                out[t, o] += weighted / weight
