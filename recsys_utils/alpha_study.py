@@ -179,20 +179,24 @@ def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, 
     """The fixed curves as they are and four fitted ones: linear, sigmoid, isotonic and ``learned``.
 
     ``linear`` and ``sigmoid`` take their best declared parameters (:func:`curve_value`), ``isotonic`` is the best curve
-    that never falls, ``learned`` takes the best alpha at every size (ties: the lower).
+    that never falls, ``learned`` takes the best alpha at every size (ties: the lower) and is all there is if alphas
+    leave no choice.
 
     Parameters
-    ----------
-    surface : (S, A) mean ndcg of validation users
-    sizes : (S,) increasing profile sizes
-    alphas : (A,) increasing
+        ----------
+        surface : (S, A) mean ndcg of validation users
+        sizes : (S,) increasing profile sizes
+        alphas : (A,) increasing
     """
+    learned = AlphaCurve("learned", tuple(sizes.tolist()), tuple(alphas[surface.argmax(axis=1)].tolist()))
+    if len(alphas) == 1:
+        return {"learned": learned}
     tuned = dict(CURVES)
     for name, declared in tunable_curves().items():
         tuned[name] = max(declared, key=lambda curve: curve_value(curve, surface, sizes, alphas))
-    for name, path in {"isotonic": best_path(surface, never_down(len(alphas))), "learned": surface.argmax(1)}.items():
-        tuned[name] = AlphaCurve(name, tuple(sizes.tolist()), tuple(alphas[path].tolist()))
-    return tuned
+    rising = alphas[best_path(surface, never_down(len(alphas)))]
+    tuned["isotonic"] = AlphaCurve("isotonic", tuple(sizes.tolist()), tuple(rising.tolist()))
+    return tuned | {"learned": learned}
 
 
 def _at(curve: AlphaCurve, sizes: Positions, alphas: Floats) -> Positions:
@@ -558,11 +562,7 @@ def _series(
         if grid > 1:
             found[kind, "content", "", ""] = tested[cf][:, :, 0]
         for name in (cf, "chosen") if cf == chosen else (cf,):
-            found |= {
-                (kind, "blend", name, curve): tested[cf][:, :, grid + c]
-                for c, curve in enumerate(by_name)
-                if grid > 1 or curve == "learned"  # without content no other weight than 1 means anything
-            }
+            found |= {(kind, "blend", name, curve): tested[cf][:, :, grid + c] for c, curve in enumerate(by_name)}
             found[kind, name, "", ""] = tested[cf][:, :, grid - 1]
             found[kind, "blend", name, "with-popularity"] = tested[WITH_POPULARITY + cf][:, :, 0]
     return found
