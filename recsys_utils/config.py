@@ -161,6 +161,21 @@ class Elicitation(_Section):
     n_factors: int = Field(ge=1)
 
 
+class Freshness(_Section):
+    ages: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    refit_days: int = Field(ge=1)
+    warm_up_days: int = Field(ge=1)
+    max_refits: int = Field(ge=1)
+    cached_sizes: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
+    new_ratings: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    fold_in_sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    fold_in_folds: int = Field(ge=1)
+    ease_max_items: int = Field(ge=0)
+    ease_setting: EaseSetting
+    svd_setting: SvdSetting
+    knn_setting: KnnSetting
+
+
 class Export(_Section):
     list_length: int = Field(ge=1)
     own_ratings: str = ""
@@ -181,6 +196,7 @@ class Parameters(_Section):
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
     elicitation: Elicitation = Field(alias="08_elicitation")
+    freshness: Freshness = Field(alias="09_freshness")
     export: Export = Field(alias="10_export")
     findings: Findings = Field(alias="11_findings", default_factory=Findings)
 

@@ -116,6 +116,21 @@ def dodged(ax: Axes, frame: pd.DataFrame, x: str, *, by: str, order: Sequence[st
         )  # fmt: skip
 
 
+def differences(
+    ax: Axes, frame: pd.DataFrame, x: str, *, by: str, margin: float | None = None, styled: bool = False
+) -> None:
+    """:func:`lines` at evenly spaced places for the values of x; with a margin also 0 and the margin below it."""
+    ticks = sorted(frame[x].unique())
+    lines(ax, frame.assign(place=frame[x].map(ticks.index)), "place", by=by, styled=styled)
+    ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+    if not styled:
+        for line, marker in zip(ax.get_lines(), "osD^vP", strict=False):
+            line.set_marker(marker)
+    if margin is not None:
+        ax.axhline(0, color="0.4", linewidth=0.9)
+        ax.axhline(-margin, color="0.4", linewidth=0.9, linestyle="--")
+
+
 def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",
               high: str = "ci_high", model: str | None = None) -> None:  # fmt: skip
     """Horizontal dots with intervals, first row on top; ``model`` names the column that sets colour and marker."""

@@ -151,6 +151,36 @@ def _judge(lists, indptr, indices, n_items, discount, ideal):  # type: ignore[no
     return values
 
 
+# ---- two lists side by side
+
+
+def agreement(lists: Lists, others: Lists, *, p: float = 0.9) -> dict[str, PerUser]:
+    r"""How alike two lists of each user are, X_d being the number of films that both have among their first d of k.
+
+    - overlap@k = X_k / k
+    - rbo@k = p^k X_k / k + (1 - p) / p * sum_d p^d X_d / d, rank-biased overlap extrapolated from depth k
+      (Webber, Moffat & Zobel 2010, eq. 32): differences near the top weigh more; 1 for the same order, 0 for no film
+      in common
+
+    Parameters
+    ----------
+    lists, others : (B, k) int32; a place that is padded agrees with nothing
+    p : in (0, 1), the chance that a reader goes on from one place to the next
+
+    Returns
+    -------
+    dict of (B,) float64 in [0, 1].
+
+    >>> agreement(np.array([[0, 1]], np.int32), np.array([[1, 0]], np.int32))
+    {'overlap@2': array([1.]), 'rbo@2': array([0.9])}
+    """
+    k = lists.shape[1]
+    same = (lists[:, :, None] == others[:, None, :]) & (lists >= 0)[:, :, None]
+    share = np.stack([same[:, :d, :d].sum(axis=(1, 2)) / d for d in range(1, k + 1)], axis=1)
+    weight = p ** np.arange(1, k + 1)
+    return {f"overlap@{k}": share[:, -1], f"rbo@{k}": weight[-1] * share[:, -1] + (1 - p) / p * (share @ weight)}
+
+
 # ---- what else a list does
 
 

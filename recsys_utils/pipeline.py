@@ -39,10 +39,11 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
     "08_elicitation": ("01_ingest", "06_alpha_curve"),
+    "09_freshness": ("01_ingest",),
     "10_export": ("01_ingest", "06_alpha_curve", "07_diversity"),
     "11_findings": (
         "01_ingest", "02_content_tfidf", "03_cf_grid_search", "06_alpha_curve", "07_diversity",
-        "08_elicitation", "10_export",
+        "08_elicitation", "09_freshness", "10_export",
     ),
 }  # fmt: skip
 """The stages in reading order, and the stages whose outputs each one reads."""

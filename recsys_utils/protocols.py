@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils import metrics
-from recsys_utils.interactions import Interactions, item_counts
+from recsys_utils.interactions import Interactions, item_counts, sessions
 from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed
 from recsys_utils.significance import Bootstrap, jackknife, metric_rows
 
@@ -163,6 +164,13 @@ def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
             f"{late.size} user(s) have profile ratings from after their first target, "
             f"the first is {data.users[late[0]]!r}"
         )
+
+
+def check_cut(train: Interactions, moment: int) -> None:
+    """A model of some moment (seconds since 1970) knows ratings from before it and no other."""
+    late = int((train.timestamp >= moment).sum())
+    if late:
+        raise LeakError(f"{late} training rating(s) are not older than the moment the model is asked at")
 
 
 def check_counts(train: Interactions, counts: NDArray[np.int64]) -> None:
@@ -345,6 +353,63 @@ def cold_item_case(data: Interactions, item_folds: pd.DataFrame, fold: int, *, h
     profile = ~target if hidden is None else ~target & (number[data.item] != hidden)
     users = np.unique(data.user[target]).astype(np.intp)
     return _case(data, data.where(profile), users, profile, target, candidates=number == fold)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """ranking-time: who came back when, and what was known at any moment.
+
+    A session (``interactions.sessions``) is known once it is over. So no session is cut in two, and the order of
+    ratings within a session, which time stamps hardly tell, has no say in any result.
+    """
+
+    data: Interactions
+
+    @cached_property
+    def session(self) -> NDArray[np.int32]:
+        """(N,) number of the rating's session among its user's."""
+        return sessions(self.data)
+
+    @cached_property
+    def _spans(self) -> pd.DataFrame:
+        """A row per rating: start and end of its session."""
+        times = pd.Series(self.data.timestamp).groupby([self.data.user, self.session])
+        return pd.DataFrame({"start": times.transform("min"), "end": times.transform("max")})
+
+    @cached_property
+    def returns(self) -> pd.DataFrame:
+        """user (position), session, start: every session after a user's first in which an item was liked."""
+        table = pd.DataFrame({"user": self.data.user, "session": self.session, "start": self._spans["start"]})
+        came_back = (self.session > 0) & (self.data.rating >= self.data.scale.liked)
+        return table[came_back].drop_duplicates().sort_values(["user", "session"], ignore_index=True)
+
+    def before(self, moment: int) -> Interactions:
+        """The ratings of all sessions that were over before ``moment``, in seconds since 1970."""
+        return self.data.where(self._spans["end"].to_numpy() < moment)
+
+    def case(self, returns: pd.DataFrame, moment: int) -> Case:
+        """Fit on what was known at ``moment``, rank for each of these ``returns`` (rows of :attr:`returns`).
+
+        The profile holds all earlier sessions of the user, also those after ``moment``; the session is the target.
+
+        Raises
+        ------
+        LeakError : a session began before ``moment``, or a profile looks beyond the start of its session.
+        """
+        train = self.before(moment)
+        check_cut(train, int(returns["start"].min()))
+        rated = pd.DataFrame({"user": self.data.user, "row": np.arange(len(self.data)), "of": self.session})
+        pairs = returns.assign(event=np.arange(len(returns))).merge(rated, on="user").query("of <= session")
+        rows, known = pairs["row"].to_numpy(), (pairs["of"] < pairs["session"]).to_numpy()
+        # every return becomes a user of its own, so that the guard looks at each
+        story = replace(
+            self.data, users=self.data.users[returns["user"]], user=pairs["event"].to_numpy(np.int32),
+            item=self.data.item[rows], rating=self.data.rating[rows], timestamp=self.data.timestamp[rows],
+        )  # fmt: skip
+        check_time_order(story, known, ~known)
+        target = story.where(~known)
+        users = returns["user"].to_numpy(np.intp)
+        return Case(train, users, story.where(known).user_item, target.liked_item, target.user_item)
 
 
 # ---- measuring

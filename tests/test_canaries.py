@@ -202,3 +202,33 @@ def test_tuned_on_test(honest):
 
     with pytest.raises(LeakError, match="scores change"):
         protocols.check_blind(run, DATA, TEST)
+
+
+# ---- ranking-time
+
+
+def test_a_model_that_knows_what_came_after_the_session_began(monkeypatch):
+    """No target is in the training part, but other users' later ratings are: only the clock can object."""
+    timeline = protocols.Timeline(DATA)
+    first = timeline.returns.query("user == 0 and session == 1")
+    moment = int(first["start"].iloc[0])
+    monkeypatch.setattr(protocols.Timeline, "before", lambda self, _: DATA.where(DATA.user != 0))
+    with pytest.raises(LeakError, match="not older than the moment"):
+        timeline.case(first, moment)
+    monkeypatch.setattr(protocols, "check_cut", no_guard)
+    assert (timeline.case(first, moment).train.timestamp >= moment).any()
+
+
+def test_a_profile_that_knows_later_sessions():
+    """Sessions are numbered from the last, so that each is predicted from those after it."""
+
+    def plant() -> Case:
+        timeline = protocols.Timeline(DATA)
+        timeline.__dict__["session"] = 3 - protocols.sessions(DATA)
+        return timeline.case(timeline.returns, int(DATA.timestamp.min()))
+
+    with pytest.raises(LeakError, match="after their first target"):
+        plant()
+    with pytest.MonkeyPatch.context() as removed:
+        removed.setattr(protocols, "check_time_order", no_guard)
+        assert plant().profiles.nnz > 0

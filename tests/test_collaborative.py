@@ -251,6 +251,16 @@ class TestEase:
             expected = np.linalg.solve(part.T @ part + 2.0 * np.eye(29), part.T @ x[:, j])
             np.testing.assert_allclose(weights[others, j], expected, atol=1e-6)
 
+    @pytest.mark.parametrize("users", [20, 80])
+    def test_fewer_users_than_items_or_more(self, users):
+        """Two ways to the same inverse: users x users (Woodbury) for 20 users of 30 items, else items x items."""
+        data = random_ratings(users)
+        x = (data.user_item.toarray() > 0).astype(float)
+        p = np.linalg.inv(x.T @ x + 2.0 * np.eye(30))
+        expected = -p / np.diag(p)
+        np.fill_diagonal(expected, 0)
+        np.testing.assert_allclose(EASE(reg=2.0).fit(data).weights, expected, atol=1e-6)
+
     def test_large_catalogue_is_refused_with_advice(self, ratings):
         many = np.array([f"i{n}" for n in range(15_001)], dtype=object)
         with pytest.raises(InputError, match=r"15,001 x 15,001 would need about 4 GB; at most 15,000.*ItemKNN"):
