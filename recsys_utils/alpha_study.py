@@ -21,39 +21,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from recsys_utils import metrics
-from recsys_utils.blend import (
-    CURVES,
-    NORMALISATIONS,
-    AlphaCurve,
-    Blend,
-    Mixture,
-    best_path,
-    candidates,
-    liked_counts,
-    ndcg_surface,
-    never_down,
-    normalise,
-    normalise_by,
-    simplex,
-    tunable_curves,
-    weighted,
-)
+from recsys_utils import blend, metrics, protocols
+from recsys_utils.blend import CURVES, NORMALISATIONS, AlphaCurve, Blend, Mixture
 from recsys_utils.collaborative import parameters
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import USER, Recommender, Scores, child_seed
-from recsys_utils.protocols import (
-    VALIDATION_PARTS,
-    Case,
-    Mask,
-    check_tuning,
-    fold_users,
-    profile_size_cases,
-    rank_and_measure,
-    validation_mask,
-    warm_split,
-)
+from recsys_utils.protocols import VALIDATION_PARTS, Case, Mask, rank_and_measure
 from recsys_utils.significance import Bootstrap, Estimate, metric_rows
 
 Floats = NDArray[np.float64]
@@ -70,7 +44,7 @@ WITH_POPULARITY = "popularity+"
 CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid; their first setting is the classic one
 MIXED = ("popularity", "item_knn", "ease")
 MIXTURE, LONG = "mixture", 20  # short profiles have popularity and item KNN, so EASE's setting is the best from 20 on
-WEIGHTS = simplex(len(MIXED), 0.1)
+WEIGHTS = blend.simplex(len(MIXED), 0.1)
 SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a change of all the weight must gain
 SIMPLER = 0.003  # ndcg by which a mixture must beat a single model to be worth its weights
 CLOSE, CLOSE_SIZES = "random_0", (3, 10, 30)  # order and sizes of the comparisons that need ranks or boosting
@@ -103,16 +77,16 @@ class Arrays(dict[str, Scores]):
     """The scores of each model for a block of profiles, computed when first asked for.
 
     Content stays as it is, a mixture weighs what its parts have here, all others are min-max normalised;
-    ``<model>|<rule>`` is what :func:`normalise_by` makes of that.
+    ``<model>|<rule>`` is what :func:`blend.normalise_by` makes of that.
     """
 
     def __init__(self, models: Models, profiles: csr_matrix) -> None:
-        self.models, self.profiles, self.mask = models, profiles, candidates(profiles)
+        self.models, self.profiles, self.mask = models, profiles, blend.candidates(profiles)
 
     def __missing__(self, name: str) -> Scores:
         name_of, _, rule = name.partition("|")
         if rule:
-            self[name] = normalise_by(rule, self[name_of], self.mask)
+            self[name] = blend.normalise_by(rule, self[name_of], self.mask)
             return self[name]
         model = self.models[name]
         first = self._name(model)
@@ -120,11 +94,11 @@ class Arrays(dict[str, Scores]):
             self[name] = self[first]
         elif isinstance(model, Mixture):
             parts = [self[self._name(part)] for part in model.parts.values()]
-            self[name] = weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
+            self[name] = blend.weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
         elif name == "content":
             self[name] = model.scores(self.profiles)
         else:
-            self[name] = normalise(model.scores(self.profiles), self.mask)
+            self[name] = blend.normalise(model.scores(self.profiles), self.mask)
         return self[name]
 
     def _name(self, model: Recommender) -> str:
@@ -144,11 +118,13 @@ def surfaces(
     for start in range(0, profiles.shape[0], step):
         rows, wanted = profiles[start : start + step], relevant[start : start + step]
         arrays = Arrays(models, rows)
-        popular = ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)))
-        fallback = liked_counts(rows, liked)[:, None] == 0
+        popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)))
+        fallback = blend.liked_counts(rows, liked)[:, None] == 0
         blocks.append(
             {
-                name: np.where(fallback, popular, ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n)))
+                name: np.where(
+                    fallback, popular, blend.ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n))
+                )
                 for name, (parts, weights) in signals.items()
             }
         )
@@ -192,9 +168,9 @@ def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, 
     if len(alphas) == 1:
         return {"learned": learned}
     tuned = dict(CURVES)
-    for name, declared in tunable_curves().items():
+    for name, declared in blend.tunable_curves().items():
         tuned[name] = max(declared, key=lambda curve: curve_value(curve, surface, sizes, alphas))
-    rising = alphas[best_path(surface, never_down(len(alphas)))]
+    rising = alphas[blend.best_path(surface, blend.never_down(len(alphas)))]
     tuned["isotonic"] = AlphaCurve("isotonic", tuple(sizes.tolist()), tuple(rising.tolist()))
     return tuned | {"learned": learned}
 
@@ -218,7 +194,7 @@ def tune_mixture(values: Floats, sizes: Sequence[int]) -> dict[str, Any]:
     values : (U, S, W) ndcg of validation users under each of ``WEIGHTS``
     """
     surface, known = surface_of(values, sizes)
-    path = WEIGHTS[best_path(surface, SMOOTH)]
+    path = WEIGHTS[blend.best_path(surface, SMOOTH)]
     return {"sizes": known.tolist(), "weights": {part: path[:, p].tolist() for p, part in enumerate(MIXED)}}
 
 
@@ -229,7 +205,9 @@ def crossfit_mixture(values: Floats, sizes: Sequence[int]) -> Floats:
     for p in range(VALIDATION_PARTS):
         surface, known = surface_of(values[part != p], sizes)
         at = np.isin(sizes, known)
-        fitted[np.ix_(part == p, at)] = values[part == p][:, at][:, np.arange(len(known)), best_path(surface, SMOOTH)]
+        fitted[np.ix_(part == p, at)] = values[part == p][:, at][
+            :, np.arange(len(known)), blend.best_path(surface, SMOOTH)
+        ]
     return fitted
 
 
@@ -440,7 +418,7 @@ def _study_fold(
     has_text: bool,
 ) -> FoldResult:  # fmt: skip
     alphas = grid if has_text else grid[-1:]
-    users_of = fold_users(users, fold)
+    users_of = protocols.fold_users(users, fold)
     members: dict[Part, Positions] = {"validation": users_of.validation, "test": users_of.test}
     train = data.of_users(users_of.fit)
     models: dict[str, Recommender] = {"content": deepcopy(content), "popularity": deepcopy(popularity)}
@@ -455,7 +433,9 @@ def _study_fold(
         shape = len(members[part]), len(sizes)
         found = {name: np.full((*shape, len(weights(0))), np.nan) for name, (_, weights) in signals.items()}
         for first, order in zip([True] + [False] * len(orders), orders, strict=False):
-            for case in profile_size_cases(data, splits, users, fold, order=order, sizes=sizes_tested, part=part):
+            for case in protocols.profile_size_cases(
+                data, splits, users, fold, order=order, sizes=sizes_tested, part=part
+            ):
                 at = np.searchsorted(members[part], case.users), list(sizes).index(case.n or 0)
                 new = surfaces(models, signals, case.profiles, case.relevant, data.scale.liked, case.n or 0)
                 for name, values in new.items():
@@ -471,7 +451,7 @@ def _study_fold(
 
     close = [n for n in CLOSE_SIZES if n in sizes]
     cases = {
-        part: list(profile_size_cases(data, splits, users, fold, order=CLOSE, sizes=close, part=part))
+        part: list(protocols.profile_size_cases(data, splits, users, fold, order=CLOSE, sizes=close, part=part))
         for part in members
     }
     result = FoldResult(members, {}, {}, {}, {}, picked, {"fold": fold})
@@ -606,7 +586,11 @@ def _ceiling(
         short = metrics.top_k(arrays[MIXTURE], case.profiles, min(SHORTLIST, case.profiles.shape[1]))
         scores = np.stack([np.take_along_axis(arrays[name], short, axis=1) for name in names], axis=2)
         places = scores.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-        totals = case.profiles.sum(axis=1), liked_counts(case.profiles, liked), case.profiles @ arrays["popularity"][0]
+        totals = (
+            case.profiles.sum(axis=1),
+            blend.liked_counts(case.profiles, liked),
+            case.profiles @ arrays["popularity"][0],
+        )
         about = np.column_stack([np.full(len(short), case.n), *(np.asarray(t).ravel() / case.n for t in totals)])
         wide = np.repeat(about[:, None], short.shape[1], axis=1)
         return short, np.concatenate([scores, places, wide], axis=2).astype(np.float64)
@@ -628,8 +612,8 @@ def _ceiling(
         scores = np.full(case.profiles.shape, -np.inf, np.float32)
         np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)
         popular = Arrays(models, case.profiles)["popularity"]
-        scores = np.where(liked_counts(case.profiles, liked)[:, None] == 0, popular, scores)
-        values = ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)))[:, 0]
+        scores = np.where(blend.liked_counts(case.profiles, liked)[:, None] == 0, popular, scores)
+        values = blend.ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)))[:, 0]
         found[case.n or 0] = case.users, values
     return found
 
@@ -657,9 +641,9 @@ def rank_warm(
     -------
     user_id, cf, curve, then a column per metric
     """
-    inner = warm_split(data, validation_mask(data, test, position), hidden=test)
-    outer = warm_split(data, test)
-    check_tuning(inner, outer)
+    inner = protocols.warm_split(data, protocols.validation_mask(data, test, position), hidden=test)
+    outer = protocols.warm_split(data, test)
+    protocols.check_tuning(inner, outer)
     wanted = inner.relevant if relevance == "liked" else inner.relevant_any
 
     tuning: dict[str, Recommender] = {"content": deepcopy(content), "popularity": deepcopy(popularity)}
