@@ -356,9 +356,7 @@ def _unit(films: Floats) -> Floats:
     return np.asarray(films / np.where(norm > 0, norm, 1))
 
 
-RULES: dict[str, Rule] = {
-    "mmr": _mmr, "xquad": _xquad, "calibration": _calibration, "dpp": _dpp, "discount": _discount
-}  # fmt: skip
+RULES: dict[str, Rule] = {"mmr": _mmr, "xquad": _xquad, "calibration": _calibration, "dpp": _dpp, "discount": _discount}
 EXPOSURE = "exposure"  # the strategy of exposure_slot
 GENRE_BASED = ("genre", "genre-repaired", "mmr", "xquad", "calibration", "dpp")  # need a catalogue with genres
 

@@ -18,9 +18,9 @@ from recsys_utils import metrics
 from recsys_utils.blend import AlphaCurve, Blend
 from recsys_utils.diversity import (
     EXPOSURE,
+    RULES,
     STRATEGIES,
     Catalogue,
-    Floats,
     Lists,
     Ranking,
     exposure_slot,
@@ -34,6 +34,7 @@ from recsys_utils.significance import Bootstrap, Estimate, jackknife, metric_row
 NDCG = "ndcg@10"
 OUTSIDE = "outside_top3@10"
 PLAIN = ("none", 0.0)
+Floats = NDArray[np.float64]
 Setting = tuple[str, float]  # strategy, ratio or lambda
 VARIETY = {  # metric: axis label, whether less is better
     "ild@10": ("genre distance within a list", False), "coverage@10": ("catalogue coverage", False),
@@ -46,11 +47,9 @@ SPARE = 1.25  # what is reached by a little on one slice is missed by a little o
 _OF_ALL = {  # of all lists together, and without each
     "coverage": (metrics.coverage, metrics.coverage_without_each), "gini": (metrics.gini, metrics.gini_without_each),
 }  # fmt: skip
-_LOOKS = {
-    "mmr": ("C0", "o"), "xquad": ("C1", "s"), "calibration": ("C2", "^"), "dpp": ("C4", "D"), "discount": ("C5", "v"),
-    EXPOSURE: ("C6", "P"), "genre-repaired": ("C3", "<"), "mid-rank-repaired": ("C7", ">"),
-    "popular-repaired": ("C8", "X"),
-}  # fmt: skip
+_ENDS = {"": "value", " low": "ci_low", " high": "ci_high"}  # of an estimate, by the end of a column's name
+_DRAWN = (*RULES, EXPOSURE, "genre-repaired", "mid-rank-repaired", "popular-repaired")
+_LOOKS = {name: (f"C{place}", marker) for place, (name, marker) in enumerate(zip(_DRAWN, "os^DvP<>X", strict=True))}
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ class Goal:
     def __str__(self) -> str:
         """
         >>> str(Goal("calibration_error@10", -0.2, "relative")), str(Goal("coverage@10", 0.3, "level"))
-        ('calibration_error@10 -20%', 'coverage@10 >= 0.3')
+        ('calibration error -20%', 'catalogue coverage of at least 0.3')
         """
-        form = {"relative": "{:+.0%}", "change": "{:+g}", "level": ">= {:g}"}[self.kind]
-        return f"{self.metric} {form.format(self.target)}"
+        form = {"relative": "{:+.0%}", "change": "{:+g}", "level": "of at least {:g}"}[self.kind]
+        return f"{VARIETY[self.metric][0].partition(',')[0]} {form.format(self.target)}"
 
     def share(self, value: float, plain: float) -> float:
         """How much of the target a metric reaches, 1 = just reached."""
@@ -130,13 +129,14 @@ class Study:
         ndcg = {setting: values[NDCG] for setting, values in self.points.items()}
         return {setting: value for setting, value in ndcg.items() if value >= (1 - max_loss) * ndcg[PLAIN]}
 
-    def knee(self, goal: Goal, max_loss: float) -> Setting:
+    def knee(self, goal: Goal, max_loss: float, *, servable: bool = False) -> Setting:
         """The setting with most ndcg of those that reach ``SPARE`` x a goal's target at a loss of ``max_loss`` at most.
 
-        If none reaches so much, the one that comes furthest.
+        If none reaches so much, the one that comes furthest. ``servable`` leaves out what works in batches only.
         """
         ndcg, share = self.within(max_loss), self.shares[goal]
-        return max(ndcg, key=lambda setting: (min(share[setting], SPARE), ndcg[setting]))
+        open_to = [setting for setting in ndcg if not servable or setting[0] in STRATEGIES]
+        return max(open_to, key=lambda setting: (min(share[setting], SPARE), ndcg[setting]))
 
     def choose(self, max_loss: float) -> Setting:
         """What to serve: the setting that reaches ``SPARE`` x the target of most goals, if of more than plain lists do.
@@ -193,11 +193,8 @@ class Study:
                 "relevant": self._relevant(items, picked), "displaced": self._relevant(plain, displaced),
             }  # fmt: skip
             found = self.gains(setting) | {NDCG: self.relative_gain(NDCG, setting)}
-            for name in (NDCG, *VARIETY):
-                if name in found:
-                    gain = found[name]
-                    row |= {name: gain.value, f"{name} low": gain.ci_low, f"{name} high": gain.ci_high}
-            rows.append(row)
+            known = [name for name in (NDCG, *VARIETY) if name in found]
+            rows.append(row | {name + end: getattr(found[name], at) for name in known for end, at in _ENDS.items()})
         return pd.DataFrame(rows)
 
     def rows(self) -> pd.DataFrame:
@@ -276,11 +273,8 @@ def outside_share(lists: metrics.Lists, mix: Floats, wanted: Floats, top: int = 
     outside = np.ones(wanted.shape)
     np.put_along_axis(outside, np.argsort(-wanted, axis=1, kind="stable")[:, :top], 0, axis=1)
     given = np.where((lists >= 0)[:, :, None], mix[lists], 0).sum(axis=1)
-    mass = np.where(wanted.sum(axis=1) > 0, given.sum(axis=1), 0)
-    share: metrics.PerUser = np.divide(
-        (given * outside).sum(axis=1), mass, out=np.full(len(lists), np.nan), where=mass > 0
-    )
-    return share
+    mass = np.where(wanted.any(axis=1), given.sum(axis=1), 0)
+    return np.asarray((given * outside).sum(axis=1) / np.where(mass > 0, mass, np.nan))
 
 
 def tastes(case: Case, catalogue: Catalogue) -> dict[str, NDArray[np.object_]]:
@@ -314,8 +308,7 @@ def by_taste(found: Study, groups: Mapping[str, NDArray[np.object_]], settings: 
             wanted = [m for m in (NDCG, OUTSIDE, *OF_GENRES, "novelty@10") if m in table]
             estimates, gains = part.estimates(setting), part.gains(setting)
             rows = found._named({m: estimates[m] for m in wanted}, setting, segment=segment)
-            ends = {"change": "value", "change low": "ci_low", "change high": "ci_high"}
-            changes = {column: [getattr(gains[m], end) for m in wanted] for column, end in ends.items()}
+            changes = {f"change{end}": [getattr(gains[m], at) for m in wanted] for end, at in _ENDS.items()}
             tables.append(rows.assign(strategy=setting[0], **changes))
     return pd.concat(tables, ignore_index=True)
 
@@ -400,10 +393,8 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
     for ax, metric in zip(axes.flat, known, strict=False):
         best = front(summary, metric)
         ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="front")
-        for strategy, (colour, marker) in _LOOKS.items():
-            part = summary[summary["strategy"] == strategy]
-            if part.empty:
-                continue
+        for strategy in summary["strategy"][summary["strategy"].isin(_LOOKS)].unique():
+            part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
             x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
             ax.errorbar(
                 x, y, xerr=[x - part[f"{metric} low"], part[f"{metric} high"] - x], yerr=[y - low, high - y],

@@ -193,6 +193,7 @@ def test_the_knee_is_the_cheapest_setting_that_reaches_the_goal_or_else_the_furt
     assert some.knee(calibration, 0.02) == ("mmr", 0.1)  # .2 goes further at a higher price
     assert some.knee(coverage, 0.02) == ("exposure", 0.3)  # .31 is less than .375, but nothing comes nearer
     assert some.knee(distance, 0.02) == ("exposure", 0.3)
+    assert some.knee(coverage, 0.02, servable=True) == PLAIN  # as good as any here, with most ndcg
     assert some.knee(coverage, 0.001) == PLAIN
     assert some.shares[calibration][("mmr", 0.1)] == pytest.approx(0.3 / 0.2)
     assert some.shares[distance][("exposure", 0.3)] == pytest.approx(0.02 / 0.03)
