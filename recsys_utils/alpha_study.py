@@ -432,14 +432,13 @@ def _study_fold(
         """(users of the part, S, W) per signal: means over the orders, whose users agree."""
         shape = len(members[part]), len(sizes)
         found = {name: np.full((*shape, len(weights(0))), np.nan) for name, (_, weights) in signals.items()}
-        for first, order in zip([True] + [False] * len(orders), orders, strict=False):
-            for case in protocols.profile_size_cases(
-                data, splits, users, fold, order=order, sizes=sizes_tested, part=part
-            ):
+        for order in orders:
+            asked: Any = {"order": order, "sizes": sizes_tested, "part": part}
+            for case in protocols.profile_size_cases(data, splits, users, fold, **asked):
                 at = np.searchsorted(members[part], case.users), list(sizes).index(case.n or 0)
                 new = surfaces(models, signals, case.profiles, case.relevant, data.scale.liked, case.n or 0)
                 for name, values in new.items():
-                    found[name][at] = values / len(orders) + (0 if first else found[name][at])
+                    found[name][at] = values / len(orders) + (0 if order == orders[0] else found[name][at])
         return found
 
     randoms = [str(c).removeprefix("position_") for c in splits if str(c).startswith("position_random_")]
@@ -482,9 +481,8 @@ def _study_fold(
             learned = {MIXTURE: pair("content", MIXTURE, alphas[:0], [curves[MIXTURE]["learned"]])}
             if has_text:
                 result.series.update(_normalisations(measure, list(settings), sizes, close, alphas))
-            result.series[CLOSE, "blend", MIXTURE, "learned"] = measure("test", [CLOSE], learned, close)[MIXTURE][
-                :, :, 0
-            ]
+            one_order = measure("test", [CLOSE], learned, close)[MIXTURE]
+            result.series[CLOSE, "blend", MIXTURE, "learned"] = one_order[:, :, 0]
             boosted = _ceiling(cases, models, data.scale.liked, child_seed(seed, "boosting", fold))
             result.series[CLOSE, "blend", "boosting", "ceiling"] = np.full((len(users_of.test), len(sizes)), np.nan)
             for n, (who, values) in boosted.items():
@@ -586,23 +584,16 @@ def _ceiling(
         short = metrics.top_k(arrays[MIXTURE], case.profiles, min(SHORTLIST, case.profiles.shape[1]))
         scores = np.stack([np.take_along_axis(arrays[name], short, axis=1) for name in names], axis=2)
         places = scores.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-        totals = (
-            case.profiles.sum(axis=1),
-            blend.liked_counts(case.profiles, liked),
-            case.profiles @ arrays["popularity"][0],
-        )
-        about = np.column_stack([np.full(len(short), case.n), *(np.asarray(t).ravel() / case.n for t in totals)])
+        likes, popular = blend.liked_counts(case.profiles, liked), case.profiles @ arrays["popularity"][0]
+        about = np.column_stack([case.profiles.getnnz(axis=1), case.profiles.sum(axis=1).A1, likes, popular])
         wide = np.repeat(about[:, None], short.shape[1], axis=1)
         return short, np.concatenate([scores, places, wide], axis=2).astype(np.float64)
-
-    def is_hit(case: Case, short: NDArray[np.int32]) -> NDArray[np.bool_]:
-        return np.take_along_axis(case.relevant.toarray() > 0, short, axis=1)
 
     rows, hits = [], []
     for case in cases["validation"]:
         short, x = features(case)
         rows.append(x.reshape(-1, x.shape[2]))
-        hits.append(is_hit(case, short).ravel())
+        hits.append(np.take_along_axis(case.relevant.toarray() > 0, short, axis=1).ravel())
     booster = HistGradientBoostingRegressor(
         max_iter=80, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
     ).fit(np.concatenate(rows), np.concatenate(hits))

@@ -265,8 +265,9 @@ class Reasons:
         if self.fallback:
             content, cf, popular = None, None, np.zeros(len(items), np.float32)
         else:
-            content, cf = self.content_by_film(items), self.cf_by_film(items)
-            popular = self.cf_parts(items).get("popularity", (np.zeros(len(items), np.float32), None))[0]
+            parts = self.cf_parts(items)
+            content, cf = self.content_by_film(items), self.cf_by_film(items, parts)
+            popular = parts.get("popularity", (np.zeros(len(items), np.float32), None))[0]
         texts = []
         for column, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
             if content is None:
@@ -306,12 +307,15 @@ class Reasons:
         shares: Scores = (rated @ model.vectors[items].T).toarray() * (likes[:, None] / length)
         return shares
 
-    def cf_by_film(self, items: NDArray[np.int32]) -> Scores | None:
+    def cf_by_film(
+        self, items: NDArray[np.int32], parts: dict[str, tuple[Scores, Scores | None]] | None = None
+    ) -> Scores | None:  # fmt: skip
         """(R, n) share of each rating in what the linear collaborative models add; None where none is linear.
 
-        Of a single model before normalising; of a mixture in parts of the score, popularity left out.
+        Of a single model before normalising; of a mixture in parts of the score, popularity left out. ``parts``, what
+        :meth:`cf_parts` gives, spares computing it again.
         """
-        known = [(adds, shares) for adds, shares in self.cf_parts(items).values() if shares is not None]
+        known = [(adds, shares) for adds, shares in (parts or self.cf_parts(items)).values() if shares is not None]
         if not isinstance(self.ladder.blend.cf, Mixture):
             return known[0][1] if known else None
         scale = [np.divide(adds, sums, where=sums > 0, out=np.zeros_like(adds))
