@@ -109,6 +109,19 @@ class Grid(_Section):
     stratified_runs: int = Field(ge=1)
 
 
+class NeighboursGrid(_Section):
+    k: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    min_overlap: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
+    shrinkage: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    min_votes: int = Field(ge=1)
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    tune_size: int = Field(ge=1)
+    max_users: int = Field(ge=1)
+    imdb_rating: float
+    imdb_votes: int
+    own_ratings: list[str] = []
+
+
 class SvdSetting(_Section):
     n_factors: int = Field(ge=1)
     n_epochs: int = Field(ge=1)
@@ -193,6 +206,7 @@ class Parameters(_Section):
     ingest: Ingest = Field(alias="01_ingest")
     content: Content = Field(alias="02_content_tfidf")
     grid: Grid = Field(alias="03_cf_grid_search")
+    neighbours: NeighboursGrid = Field(alias="04_neighbours")
     alpha: Alpha = Field(alias="06_alpha_curve")
     diversity: Diversity = Field(alias="07_diversity")
     elicitation: Elicitation = Field(alias="08_elicitation")
@@ -213,7 +227,8 @@ class Parameters(_Section):
 
 FILES = (
     ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"), ("11_findings", "beside"),
+    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"),
+    ("04_neighbours", "own_ratings"), ("11_findings", "beside"),
 )  # fmt: skip
 """Parameters that name files of the user's; "" means none."""
 

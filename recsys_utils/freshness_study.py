@@ -141,7 +141,7 @@ def study_ages(
     ----------
     model : unfitted
     ages : days >= 1
-    max_refits : at most so many refits, evenly over those with sessions, to bound the cost of long histories
+    max_refits : at most so many refits, those with most returning users, to bound the cost of long histories
     seed : of thinning and bootstrap
 
     Raises
@@ -154,8 +154,8 @@ def study_ages(
     kept = [age for age, n in users.items() if n >= MIN_USERS]
     if not kept:
         raise TooShort(f"fewer than {MIN_USERS} users came back after more than {min(ages) + warm_up_days} days")
-    days = np.unique(returns.loc[returns["day"] >= max(kept) + warm_up_days, "day"])
-    days = days[np.unique(np.linspace(0, len(days) - 1, max_refits).round().astype(int))]
+    users_at = returns[returns["day"] >= max(kept) + warm_up_days].groupby("day")["user"].nunique()
+    days = sorted(users_at.nlargest(max_refits).index)
     tables = Parallel(n_jobs=jobs)(
         delayed(_at_refit)(timeline, returns[returns["day"] == day], began + int(day) * DAY, model, kept, seed)
         for day in days

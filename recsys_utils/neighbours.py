@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -32,6 +33,7 @@ New = Callable[[str, tuple[int, ...], Any], NDArray[Any]]
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)  # grids that ratings may lie on; the finest rounds
 SIMILARITY_STEP = 1e-9  # similarities are compared as multiples of it, so that the neighbour set is defined
 BLOCK = 4096  # users whose sums are kept at a time: 64 bytes each stay in a core's own cache
+CELLS = 2**24  # predictions held at once: 64 MB, and as much for their votes
 # what IMDb >= 7.0 and >= 10,000 votes let pass of ML-100K's films (title.ratings of November 2017)
 RATING_SHARE, VOTES_SHARE = 0.42, 0.53
 OPAQUE = re.compile(r"[mg]\.[0-9a-z_]+")  # a Freebase id: says that two films share a person, not who it is
@@ -209,6 +211,14 @@ class Neighbours(_RatingModel):
     def item_counts(self) -> Integers:
         """(I,) ratings of each film."""
         return np.diff(self.column_starts)
+
+    def under(self, rules: Neighbours) -> Self:
+        """The same ratings under the settings of another instance; nothing is copied."""
+        other = copy(self)
+        for f in fields(self):
+            if f.init:
+                setattr(other, f.name, getattr(rules, f.name))
+        return other
 
     # ---- asking
 
@@ -404,6 +414,20 @@ def _check_memory(n_ratings: int, n_users: int, n_items: int) -> None:
 # ---- what is asked of neighbours
 
 
+def predict_pairs(
+    model: Neighbours, profiles: csr_matrix, row: Integers, item: Integers
+) -> tuple[Floats, NDArray[np.int32]]:  # fmt: skip
+    """Predictions (NaN: none) and votes for the pairs (row of ``profiles``, item), a block of profiles at a time."""
+    who, place = np.unique(row, return_inverse=True)
+    predicted, votes = np.full(len(row), np.nan), np.zeros(len(row), np.int32)
+    step = max(1, CELLS // profiles.shape[1])
+    for first in range(0, len(who), step):
+        mine = np.flatnonzero((place >= first) & (place < first + step))
+        values, counts = model.predict(profiles[who[first : first + step]])
+        predicted[mine], votes[mine] = (array[place[mine] - first, item[mine]] for array in (values, counts))
+    return predicted, votes
+
+
 def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     """Each rating of one profile (1, I) from the others: item (position), rating, predicted (NaN: none), votes.
 
@@ -426,12 +450,11 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["item", RATING, "predicted", "votes"])
 
 
-def item_mean_and_offset(train: Interactions, profiles: csr_matrix) -> Scores:
-    """(users, items) float32 baseline: the film's mean plus the user's mean distance from the means of rated films."""
+def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Integers, item: Integers) -> Floats:
+    """Baseline for pairs (row of ``profiles``, item): the item's mean plus the user's mean distance from such means."""
     mean = _row_means(train.user_item.T.tocsr(), float(train.rating.mean()))
     distance = csr_matrix((profiles.data - mean[profiles.indices], profiles.indices, profiles.indptr), profiles.shape)
-    predicted = mean + _row_means(distance, 0.0)[:, None]
-    return np.clip(predicted, train.scale.lo, train.scale.hi).astype(np.float32)
+    return np.clip(mean[item] + _row_means(distance, 0.0)[row], train.scale.lo, train.scale.hi)
 
 
 def good_films(

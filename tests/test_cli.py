@@ -91,6 +91,20 @@ class TestOnTheSmokeRun:
         assert shown.returncode == 0, shown.stderr
         assert films[0]["title"] in shown.stdout
 
+    def test_neighbours_answer_on_the_scale_of_the_file(self, smoke_run: Path) -> None:
+        """Every second of the first 60 films, rated 2 to 10 on a scale of 1-10."""
+        text = "item_id,rating\n" + "".join(f"{n},{2 + n * n % 9}\n" for n in range(1, 60, 2))
+        arguments = ["recommend", "--model", "neighbours", "--bundle", str(smoke_run / "bundle"), "--scale", "1-10"]
+        done = recsys(*arguments, "--ratings", "-", "--format", "json", stdin=text)
+        assert done.returncode == 0, done.stderr
+        films = json.loads(done.stdout)
+        assert [film["predicted"] for film in films] == sorted((f["predicted"] for f in films), reverse=True)
+        assert max(film["predicted"] for film in films) > 5
+        assert not {film["item_id"] for film in films} & {str(n) for n in range(1, 60, 2)}
+        shown = recsys(*arguments, "--ratings", "-", stdin=text)
+        assert shown.stdout.split()[:7] == ["Rank", "Title", "Predicted", "IMDb", "Year", "Genres", "Director"]
+        assert films[0]["title"] in shown.stdout
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [

@@ -122,6 +122,12 @@ class TestAges:
         again = study_ages(of(SMALL), EASE(reg=50, binarise="liked"), jobs=2, **SETTINGS)
         pd.testing.assert_frame_equal(again.events, still.events)
 
+    def test_the_refits_with_most_returning_users_are_kept(self, audience, still):
+        one = study_ages(audience[0], Popularity(), **SETTINGS | {"max_refits": 1})
+        assert one.refits == 1
+        at_most = still.events[still.events["variant"] == age_variant(0)].groupby("ratings")["user_id"].nunique().max()
+        assert one.events["user_id"].nunique() == at_most
+
     def test_ages_beyond_the_history_are_left_out(self, audience):
         few = SETTINGS | {"max_refits": 1}
         assert study_ages(audience[0], Popularity(), **few | {"ages": (7, 500)}).ages == (7,)

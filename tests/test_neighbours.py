@@ -14,9 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
+from recsys_utils import neighbours
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, RatingPredictor, Scale
-from recsys_utils.neighbours import Neighbours, good_films, item_mean_and_offset, leave_one_out, recommend
+from recsys_utils.neighbours import (
+    Neighbours,
+    good_films,
+    item_mean_and_offset,
+    leave_one_out,
+    predict_pairs,
+    recommend,
+)
 from recsys_utils.protocols import LeakError
 from recsys_utils.recommender import recommend_by_neighbours
 
@@ -237,8 +245,21 @@ def test_canary_leave_one_out_refuses_a_profile_that_the_model_was_fitted_on() -
 def test_the_baseline_is_the_items_mean_and_the_users_offset() -> None:
     train = rows([1, 4, 0], [3, 5, 0], [0, 0, 3])
     profiles = vstack([csr_matrix([[3, 0, 0]]), csr_matrix((1, 3))]).tocsr()
+    row, item = np.divmod(np.arange(6), 3)
     # means 2, 4.5, 3; the first profile is 3 - 2 = 1 above them; the second has no offset
-    assert item_mean_and_offset(train, profiles).tolist() == [[3, 5, 4], [2, 4.5, 3]]
+    assert item_mean_and_offset(train, profiles, row, item).tolist() == [3, 5, 4, 2, 4.5, 3]
+
+
+def test_pairs_are_predicted_in_blocks_and_settings_change_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = made_up(60, 30, 0.5, seed=2)
+    model = Neighbours().fit(train).under(Neighbours(k=9, min_votes=1))
+    assert (model.k, model.min_votes) == (9, 1)
+    everything, votes = model.predict(train.user_item)
+    row, item = np.random.default_rng(3).integers([60, 30], size=(200, 2)).T
+    monkeypatch.setattr(neighbours, "CELLS", 7 * 30)
+    found, counted = predict_pairs(model, train.user_item, row, item)
+    assert np.array_equal(found, everything[row, item].astype(float), equal_nan=True)
+    assert np.array_equal(counted, votes[row, item])
 
 
 @pytest.fixture
