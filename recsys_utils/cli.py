@@ -167,6 +167,32 @@ def recommend(
         _print_table(films[list(shown)].rename(columns=shown))
 
 
+@app.command()
+def elicit(
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.csv", help="the answers; a file of an earlier interview is continued")
+    ],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="questions at most")] = 20,
+) -> None:
+    """Ask about the films whose ratings tell most about a new user (see 08_elicitation)."""
+    from recsys_utils.bundle import Bundle
+    from recsys_utils.elicitation import interview
+
+    opened = Bundle.open(bundle or _newest_bundle())
+    asked = opened.manifest["about"].get("questions", [])
+    questions = opened.ladder.items.set_index("item_id").loc[asked].reset_index()
+
+    def ask(question: str) -> str:
+        try:
+            return input(question)
+        except EOFError:
+            return "q"
+
+    known = interview(questions.head(n), opened.scale, out, ask)
+    print(f"\n{known} rating(s) in {out}. Now: recsys recommend --ratings {out}" if known else "\nNothing was rated.")
+
+
 def _newest_bundle() -> Path:
     """Of the newest finished run; generated films only where no run has real ones."""
     from recsys_utils.stage import project_root

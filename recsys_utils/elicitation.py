@@ -6,8 +6,11 @@ strategy is an order of questions - the same for everybody, or adapted to what w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -19,7 +22,17 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import USER, RatingPredictor, Recommender, child_rng, child_seed
+from recsys_utils.interfaces import (
+    ITEM,
+    RATING,
+    USER,
+    InputError,
+    RatingPredictor,
+    Recommender,
+    Scale,
+    child_rng,
+    child_seed,
+)
 from recsys_utils.latent_traits import LatentTraits
 from recsys_utils.metrics import error_sums, pattern
 from recsys_utils.protocols import Case, align, profile_size_cases, rank_and_measure
@@ -337,3 +350,54 @@ def _sums(part: pd.DataFrame, users: Sequence[str], metric: str) -> tuple[Floats
         return tuple(np.column_stack([t[c].fillna(0) for t in by]) for c in ("squared", "count"))  # type: ignore[return-value]
     values = np.column_stack([t[metric] for t in by])
     return -np.nan_to_num(values), (~np.isnan(values)).astype(np.float64)
+
+
+# ---- a person answers
+
+
+def interview(questions: pd.DataFrame, scale: Scale, out: Path, ask: Callable[[str], str]) -> int:
+    """Ask about the items of ``questions`` (item_id, title, year) in turn; every answer is in ``out`` at once.
+
+    An empty answer means "I don't know it", ``q`` ends. What ``out`` already holds is kept and not asked again, so an
+    interview can be taken up later. The file (item_id,title,year,rating) is one that ``own_ratings.read`` takes.
+
+    Returns
+    -------
+    the number of ratings in ``out``
+
+    Raises
+    ------
+    InputError : ``out`` holds something else.
+    """
+    columns = [ITEM, "title", "year", RATING]
+    given = pd.DataFrame(columns=columns, dtype=object)
+    if out.exists():
+        given = pd.read_csv(out, dtype=str, keep_default_na=False)
+        if list(given.columns) != columns:
+            raise InputError(
+                f"{out} holds {', '.join(given.columns)}, not answers of an earlier interview; name another."
+            )
+    left = questions[~questions[ITEM].isin(given[ITEM])]
+    for number, row in enumerate(left.to_dict("records"), start=1):
+        year = "" if pd.isna(row["year"]) else f" ({row['year']})"
+        rating = _rating(f"{number}/{len(left)}  {row['title']}{year}", scale, ask)
+        if rating is None:
+            break
+        if rating != "":
+            answer = [row[ITEM], row["title"], "" if pd.isna(row["year"]) else str(row["year"]), rating]
+            given = pd.concat([given, pd.DataFrame([answer], columns=columns)], ignore_index=True)
+            fresh = out.with_name(f".{out.name}.tmp")
+            given.to_csv(fresh, index=False, lineterminator="\n", encoding="utf-8")
+            os.replace(fresh, out)
+    return len(given)
+
+
+def _rating(question: str, scale: Scale, ask: Callable[[str], str]) -> str | None:
+    """The answer to one question: a rating on the scale, "" for not known, None for enough."""
+    while True:
+        text = ask(f"{question}: {scale.lo:g} to {scale.hi:g}, Enter = don't know it, q = enough: ").strip()
+        if text in ("", "q"):
+            return None if text == "q" else ""
+        with contextlib.suppress(ValueError):
+            if scale.lo <= float(text) <= scale.hi:
+                return text

@@ -27,8 +27,11 @@ RANKING = ("ndcg", "recall", "map", "mrr", "hit")
 # ---- from scores to lists
 
 
-def top_k(scores: Scores, profiles: csr_matrix, k: int, candidates: NDArray[np.bool_] | None = None) -> Lists:
-    """The k best films of every user outside the profile; ties go to the lower item index.
+def top_k(
+    scores: Scores, profiles: csr_matrix, k: int, candidates: NDArray[np.bool_] | None = None,
+    order: NDArray[np.int_] | None = None,
+) -> Lists:  # fmt: skip
+    """The k best films of every user outside the profile; ties go to the lower item index, or as ``order`` says.
 
     Parameters
     ----------
@@ -36,6 +39,7 @@ def top_k(scores: Scores, profiles: csr_matrix, k: int, candidates: NDArray[np.b
     profiles : csr (B, I); what a user has rated is not recommended again
     k : length of the lists, >= 1
     candidates : (I,) bool, the films that may be recommended; default all
+    order : (I,) a permutation of the films; of equal scores the one that comes first in it wins
 
     Returns
     -------
@@ -52,15 +56,16 @@ def top_k(scores: Scores, profiles: csr_matrix, k: int, candidates: NDArray[np.b
         raise ValueError(f"scores are {scores.shape}, profiles {profiles.shape}")
     if candidates is None:
         candidates = np.ones(scores.shape[1], np.bool_)
+    order = np.arange(scores.shape[1]) if order is None else np.asarray(order, np.int64)
     lists = np.full((scores.shape[0], k), -1, np.int32)
-    bad = _fill_top_k(scores, profiles.indptr, profiles.indices, candidates, lists)
+    bad = _fill_top_k(scores, profiles.indptr, profiles.indices, candidates, order, lists)
     if bad >= 0:
         raise ValueError(f"the scores of row {bad} hold NaN; a model must give a number or -inf")
     return lists
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _fill_top_k(scores, indptr, indices, candidates, lists):  # type: ignore[no-untyped-def]
+def _fill_top_k(scores, indptr, indices, candidates, order, lists):  # type: ignore[no-untyped-def]
     """Insertion into k sorted places; returns the first row with NaN, or -1."""
     n_items, k = scores.shape[1], lists.shape[1]
     seen = np.zeros(n_items, np.bool_)
@@ -69,7 +74,7 @@ def _fill_top_k(scores, indptr, indices, candidates, lists):  # type: ignore[no-
         profile = indices[indptr[row] : indptr[row + 1]]
         seen[profile] = True
         best[:] = -np.inf
-        for item in range(n_items):
+        for item in order:
             score = scores[row, item]
             # "not better than the last place" comes first: it settles nearly every film. NaN passes it.
             if score <= best[k - 1] or seen[item] or not candidates[item]:

@@ -172,7 +172,7 @@ class Neighbours(_RatingModel):
         bits = max(1, round(levels.max(initial=0) / step).bit_length())
         dtype = np.uint32 if bits + max(shape).bit_length() <= 32 else np.uint64
         self.row_starts, self.column_starts = (
-            np.concatenate([[0], np.cumsum(np.bincount(major, minlength=size))])
+            np.concatenate([[0], np.cumsum(_count(major, size))])
             for major, size in zip((user, item), shape, strict=True)
         )
         self.rows, self.columns = (new(name, rating.shape, dtype) for name in ("rows", "columns"))
@@ -260,6 +260,15 @@ class Neighbours(_RatingModel):
     @property
     def _rules(self) -> tuple[int, float, bool]:
         return self.min_overlap, float(self.shrinkage), self.form == "overall"
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _count(major, size):  # type: ignore[no-untyped-def]
+    """numpy's bincount without its copy of the positions as 64-bit integers."""
+    counts = np.zeros(size, np.int64)
+    for place in major:
+        counts[place] += 1
+    return counts
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

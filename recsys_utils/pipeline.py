@@ -41,7 +41,7 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "07_diversity": ("01_ingest", "06_alpha_curve"),
     "08_elicitation": ("01_ingest", "06_alpha_curve"),
     "09_freshness": ("01_ingest",),
-    "10_export": ("01_ingest", "04_neighbours", "06_alpha_curve", "07_diversity"),
+    "10_export": ("01_ingest", "04_neighbours", "06_alpha_curve", "07_diversity", "08_elicitation"),
     "11_findings": (
         "01_ingest", "02_content_tfidf", "03_cf_grid_search", "04_neighbours", "06_alpha_curve", "07_diversity",
         "08_elicitation", "09_freshness", "10_export",

@@ -36,6 +36,7 @@ Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
 
 VALIDATION_PARTS = 5
+_TIES = 1  # seed of the order in which equal scores are ranked
 _CELLS = 2**24  # scores held at once: 64 MB of float32, and never more than 4,000 users
 
 
@@ -422,11 +423,17 @@ def user_blocks(n_users: int, n_items: int) -> list[slice]:
 
 
 def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -> metrics.Lists:
-    """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores."""
+    """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores.
+
+    Ties are broken by a seeded hash of the item ids, not by their order: a catalogue numbered roughly by popularity (as
+    ML-100K is) would otherwise lend popularity to a model that can't tell films apart.
+    """
+    order = np.argsort(seeded_hash(case.train.items, _TIES), kind="stable")
     if isinstance(model_or_scores, np.ndarray):
-        return metrics.top_k(model_or_scores, case.profiles, k, case.candidates)
+        return metrics.top_k(model_or_scores, case.profiles, k, case.candidates, order)
     blocks = [case.profiles[block] for block in user_blocks(*case.profiles.shape)]
-    return np.concatenate([metrics.top_k(model_or_scores.scores(block), block, k, case.candidates) for block in blocks])
+    scored = ((block, model_or_scores.scores(block)) for block in blocks)
+    return np.concatenate([metrics.top_k(scores, block, k, case.candidates, order) for block, scores in scored])
 
 
 def measure(

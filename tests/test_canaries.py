@@ -15,6 +15,7 @@ from recsys_utils import metrics, protocols
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale
 from recsys_utils.protocols import Case, LeakError
+from recsys_utils.synthetic import generate
 
 N_USERS, N_ITEMS = 120, 150
 
@@ -148,6 +149,26 @@ def test_withheld_films_in_the_training_part(monkeypatch):
         plant()
     monkeypatch.setattr(protocols, "check_new_items", no_guard)
     assert plant().candidates[plant().train.item].any()
+
+
+def test_a_catalogue_numbered_by_popularity_lends_none_to_ties():
+    """A model that gives every film the same score must do as well as chance, in whatever order the films stand."""
+    made = generate()
+    by_popularity = made.ratings["item_id"].value_counts().index
+    data = Interactions.from_frame(made.ratings, scale=Scale(1, 5), items=by_popularity)
+    folds = protocols.make_splits(data, seed=2, random_orders=1, stratified_seeds=1)[2]
+    case = protocols.cold_item_case(data, folds, 0)
+
+    def value(lists: metrics.Lists) -> float:
+        return float(protocols.measure(lists, case)["ndcg@10"].mean())
+
+    same = np.zeros(case.profiles.shape, np.float32)
+    rng = np.random.default_rng(4)
+    chance = [value(protocols.rank_lists(np.tile(rng.random(len(data.items), np.float32), (len(same), 1)), case))
+              for _ in range(200)]  # fmt: skip
+    assert np.quantile(chance, 0.01) < value(protocols.rank_lists(same, case)) < np.quantile(chance, 0.99)
+    planted = metrics.top_k(same, case.profiles, 10, case.candidates)  # ties in the catalogue's order
+    assert value(planted) > np.quantile(chance, 0.99)
 
 
 def test_popularity_counted_on_test_ratings(honest, monkeypatch):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from recsys_utils import own_ratings
 from recsys_utils.collaborative import EASE, SVD
-from recsys_utils.elicitation import Adaptive, answered, question_orders, simulate
+from recsys_utils.elicitation import Adaptive, answered, interview, question_orders, simulate
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
+from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.protocols import Case, LeakError, make_splits, profile_size_cases
 from recsys_utils.significance import Bootstrap
 from recsys_utils.synthetic import generate
@@ -190,3 +192,48 @@ def test_the_question_at_which_a_curve_reaches_a_level() -> None:
     assert boot.first_reaching(falling, one, at, 9.0 * one[:, 0], one[:, 0]).value == 0  # from the start
     rising = boot.first_reaching(-one * [1.0, 2.0, 2.0, 3.0], one, at, -1.5 * one[:, 0], one[:, 0])
     assert rising.value == pytest.approx(5.0)
+
+
+def answers(*given: str):
+    """A person who gives these answers, and the questions they were asked."""
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return given[len(asked) - 1]
+
+    return ask, asked
+
+
+def test_an_interview_keeps_every_answer_and_can_be_continued(tmp_path: Path) -> None:
+    films = pd.DataFrame(
+        {"item_id": ["1", "2", "3", "4"], "title": ["A, B", "C", "D", "E"], "year": [1999, None, 2001, 2002]}
+    ).astype({"year": "Int64"})
+    out = tmp_path / "mine.csv"
+    ask, asked = answers("7", "five", "4", "", "q")  # off the scale, no number, a rating; not known; enough
+    assert interview(films, Scale(1, 5), out, ask) == 1
+    assert asked[0] == asked[1] == asked[2]
+    assert asked[0].startswith("1/4  A, B (1999): 1 to 5")
+    assert asked[3].startswith("2/4  C: ")
+    assert out.read_text() == 'item_id,title,year,rating\n1,"A, B",1999,4\n'
+    ask, asked = answers("3", "", "2.5")
+    assert interview(films, Scale(1, 5), out, ask) == 3
+    assert asked[0].startswith("1/3  C")
+    assert pd.read_csv(out)["rating"].tolist() == [4, 3, 2.5]
+
+
+def test_the_answers_are_a_ratings_file(tmp_path: Path) -> None:
+    films = pd.DataFrame({"item_id": ["1", "2"], "title": ["Toy Story", "GoldenEye"], "year": [1995, 1995]})
+    ask, _ = answers("5", "2")
+    interview(films, Scale(1, 5), tmp_path / "mine.csv", ask)
+    catalogue = films.assign(genres=[[], []], imdb_id=None, tmdb_id=None)
+    own = own_ratings.read(str(tmp_path / "mine.csv"), catalogue, Scale(1, 5))
+    assert own.profile(["1", "2"]).toarray().tolist() == [[5, 2]]
+
+
+def test_an_interview_does_not_write_over_something_else(tmp_path: Path) -> None:
+    out = tmp_path / "letters.csv"
+    out.write_text("dear,diary\n1,2\n")
+    with pytest.raises(InputError, match="holds dear, diary"):
+        interview(pd.DataFrame({"item_id": [], "title": [], "year": []}), Scale(1, 5), out, lambda _: "q")
+    assert out.read_text() == "dear,diary\n1,2\n"
