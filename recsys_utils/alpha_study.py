@@ -107,8 +107,9 @@ class Arrays(dict[str, Scores]):
 
 
 def surfaces(
-    models: Models, signals: Mapping[Name, Signal], profiles: csr_matrix, relevant: csr_matrix, liked: float, n: int = 0
-) -> dict[Name, Floats]:
+    models: Models, signals: Mapping[Name, Signal], profiles: csr_matrix, relevant: csr_matrix, liked: float,
+    n: int = 0, order: Positions | None = None,
+) -> dict[Name, Floats]:  # fmt: skip
     """(B, W) ndcg@10 of each signal under its weights at n; NaN where nothing is relevant.
 
     A profile with no liked film has popularity's value everywhere: every curve falls back to it.
@@ -118,12 +119,14 @@ def surfaces(
     for start in range(0, profiles.shape[0], step):
         rows, wanted = profiles[start : start + step], relevant[start : start + step]
         arrays = Arrays(models, rows)
-        popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)))
+        popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)), order=order)
         fallback = blend.liked_counts(rows, liked)[:, None] == 0
         blocks.append(
             {
                 name: np.where(
-                    fallback, popular, blend.ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n))
+                    fallback,
+                    popular,
+                    blend.ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n), order=order),
                 )
                 for name, (parts, weights) in signals.items()
             }
@@ -420,7 +423,7 @@ def _study_fold(
     alphas = grid if has_text else grid[-1:]
     users_of = protocols.fold_users(users, fold)
     members: dict[Part, Positions] = {"validation": users_of.validation, "test": users_of.test}
-    train = data.of_users(users_of.fit)
+    train, order = data.of_users(users_of.fit), protocols.tie_order(data.items)
     models: dict[str, Recommender] = {"content": deepcopy(content), "popularity": deepcopy(popularity)}
     models |= {f"{cf}:{c}": deepcopy(m) for cf, tried in settings.items() for c, m in enumerate(tried)}
     for model in models.values():
@@ -432,13 +435,13 @@ def _study_fold(
         """(users of the part, S, W) per signal: means over the orders, whose users agree."""
         shape = len(members[part]), len(sizes)
         found = {name: np.full((*shape, len(weights(0))), np.nan) for name, (_, weights) in signals.items()}
-        for order in orders:
-            asked: Any = {"order": order, "sizes": sizes_tested, "part": part}
+        for profile_order in orders:
+            asked: Any = {"order": profile_order, "sizes": sizes_tested, "part": part}
             for case in protocols.profile_size_cases(data, splits, users, fold, **asked):
                 at = np.searchsorted(members[part], case.users), list(sizes).index(case.n or 0)
-                new = surfaces(models, signals, case.profiles, case.relevant, data.scale.liked, case.n or 0)
+                new = surfaces(models, signals, case.profiles, case.relevant, data.scale.liked, case.n or 0, order)
                 for name, values in new.items():
-                    found[name][at] = values / len(orders) + (0 if order == orders[0] else found[name][at])
+                    found[name][at] = values / len(orders) + (0 if profile_order == orders[0] else found[name][at])
         return found
 
     randoms = [str(c).removeprefix("position_") for c in splits if str(c).startswith("position_random_")]
@@ -604,7 +607,8 @@ def _ceiling(
         np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)
         popular = Arrays(models, case.profiles)["popularity"]
         scores = np.where(blend.liked_counts(case.profiles, liked)[:, None] == 0, popular, scores)
-        values = blend.ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)))[:, 0]
+        order = protocols.tie_order(case.train.items)
+        values = blend.ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)), order=order)[:, 0]
         found[case.n or 0] = case.users, values
     return found
 
@@ -647,7 +651,9 @@ def rank_warm(
         tuning[name], final[name] = fitted[best], deepcopy(settings[name][best])
 
     def measure(signals: Mapping[str, Signal]) -> dict[str, Floats]:
-        return surfaces(tuning, signals, inner.profiles, wanted, data.scale.liked)
+        return surfaces(
+            tuning, signals, inner.profiles, wanted, data.scale.liked, order=protocols.tie_order(data.items)
+        )
 
     alphas, n = alpha_grid(alpha_step), np.diff(inner.profiles.indptr)
     sizes, path, _ = tune_ranges(measure({"mixed": Signal(MIXED, lambda n: WEIGHTS)})["mixed"], n)

@@ -355,12 +355,13 @@ def liked_counts(profiles: csr_matrix, liked: float) -> NDArray[np.int64]:
 
 
 def ndcg_surface(
-    parts: Sequence[Scores], profiles: csr_matrix, relevant: csr_matrix, weights: Floats, k: int = 10
-) -> Floats:
+    parts: Sequence[Scores], profiles: csr_matrix, relevant: csr_matrix, weights: Floats, k: int = 10,
+    order: NDArray[np.int_] | None = None,
+) -> Floats:  # fmt: skip
     """ndcg@k of every profile under every weighting of the parts, without building any weighted matrix.
 
-    Equal to :func:`weighted`, top k without the profile's films (ties to the lower index), ndcg; NaN where nothing is
-    relevant. About 1 ns per score and weighting of two parts.
+    Equal to :func:`weighted`, top k without the profile's films (ties to the film first in ``order``, by default the
+    lower index), ndcg; NaN where nothing is relevant. About 1 ns per score and weighting of two parts.
 
     Parameters
     ----------
@@ -375,12 +376,13 @@ def ndcg_surface(
     surface: Floats = _surface(
         np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices,
         np.asarray(weights, dtype=np.float32), 1.0 / np.log2(np.arange(2, k + 2)),
+        np.arange(profiles.shape[1]) if order is None else order,
     )  # fmt: skip
     return surface
 
 
 @njit(cache=True)
-def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts):  # type: ignore[no-untyped-def]
+def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, order):  # type: ignore[no-untyped-def]
     n_parts, rows, n_items = parts.shape
     k = len(discounts)
     out = np.full((rows, len(weights)), np.nan)
@@ -398,7 +400,7 @@ def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts):
         is_relevant = np.zeros(n_items, np.bool_)
         is_relevant[relevant[relevant_ptr[u] : relevant_ptr[u + 1]]] = True
         m = 0  # candidates side by side, so that the loops over them read memory in order
-        for i in range(n_items):
+        for i in order:
             if not is_seen[i]:
                 for p in range(n_parts):
                     mine[p, m] = parts[p, u, i]
