@@ -1,140 +1,273 @@
 """How much to trust collaborative scores at each profile size: weight curves tuned and tested on different users.
 
 A *signal* is what gets the weight alpha: a collaborative model mixed with content, or, as a control, the same model
-mixed with popularity (``popularity+<cf>``). Curves, settings and choices come from validation users; test users only
-judge. The models are fitted on neither.
+mixed with popularity (``popularity+<cf>``). ``mixture`` is one more collaborative model: popularity, item KNN and EASE
+with weights by profile size. Settings, curves, weights and choices come from validation users; test users only judge.
+The models are fitted on neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from sklearn.ensemble import HistGradientBoostingRegressor
 
-from recsys_utils.blend import (
-    CURVES,
-    AlphaCurve,
-    Blend,
-    alpha_surface,
-    candidates,
-    liked_counts,
-    normalise,
-    tunable_curves,
-)
+from recsys_utils import blend, metrics, protocols
+from recsys_utils.blend import CURVES, NORMALISATIONS, AlphaCurve, Blend, Mixture
+from recsys_utils.collaborative import parameters
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import USER, Recommender
-from recsys_utils.protocols import (
-    Mask,
-    check_tuning,
-    fold_users,
-    profile_size_cases,
-    rank_and_measure,
-    validation_mask,
-    warm_split,
-)
-from recsys_utils.significance import Bootstrap, metric_rows
+from recsys_utils.interfaces import USER, Recommender, Scores, child_seed
+from recsys_utils.protocols import VALIDATION_PARTS, Case, Mask, rank_and_measure
+from recsys_utils.significance import Bootstrap, Estimate, metric_rows
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int_]
 Settings = Mapping[str, Sequence[Recommender]]  # collaborative model -> unfitted candidates
-Measured = dict[int, tuple[Positions, dict[str, Floats]]]  # size -> its users, and per signal (B, A) ndcg
-Weights = Mapping[str, Floats]  # signal -> alphas
-Curves = Mapping[str, AlphaCurve]
+Models = Mapping[str, Recommender]
 Part = Literal["validation", "test"]
-Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]
+Key = tuple[str, str, str, str]  # order, model, cf, curve
+Name = TypeVar("Name", bound=Hashable)
 
 NDCG = "ndcg@10"
 FROM_SIZE, TO_SIZE = 1, 30  # contrasts average over these sizes; choices over all from 1 on, for they serve everyone
 WITH_POPULARITY = "popularity+"
-CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid
-SERIES = ["order", "model", "cf", "curve"]
-CURVE_NAMES = (*CURVES, "learned")
+CLASSIC = ("svd", "knn")  # the collaborative models of the classic hybrid; their first setting is the classic one
+MIXED = ("popularity", "item_knn", "ease")
+MIXTURE, LONG = "mixture", 20  # short profiles have popularity and item KNN, so EASE's setting is the best from 20 on
+WEIGHTS = blend.simplex(len(MIXED), 0.1)
+SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a change of all the weight must gain
+SIMPLER = 0.003  # ndcg by which a mixture must beat a single model to be worth its weights
+CLOSE, CLOSE_SIZES = "random_0", (3, 10, 30)  # order and sizes of the comparisons that need ranks or boosting
+SHORTLIST = 100  # films that boosting orders
 BLOCK_SCORES = 20_000_000  # scores of one model held at a time, 80 MB
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The recommenders a blend is made of, fitted on the same ratings."""
+class Signal(NamedTuple):
+    """Which scores are weighted, and how at each size."""
 
-    content: ContentModel
-    popularity: Recommender
-    cf: Mapping[str, Recommender]
+    parts: tuple[str, ...]
+    weights: Callable[[int], Floats]  # n -> (W, P), W the same at every n
 
-    def surfaces(self, profiles: csr_matrix, relevant: csr_matrix, weights: Weights) -> dict[str, Floats]:
-        """(B, A) ndcg@10 of each signal at its weights, and (B, 1) of ``popularity``; NaN where nothing is relevant.
 
-        A profile with no liked film has popularity's value everywhere: every curve falls back to it.
-        """
-        step = max(1, BLOCK_SCORES // profiles.shape[1])
-        blocks = [
-            self._block(profiles[start : start + step], relevant[start : start + step], weights)
-            for start in range(0, profiles.shape[0], step)
-        ]
-        return {signal: np.concatenate([block[signal] for block in blocks]) for signal in blocks[0]}
+def pair(left: str, right: str, alphas: Floats, curves: Iterable[AlphaCurve] = ()) -> Signal:
+    """(1 - alpha) left + alpha right at each of ``alphas``, then at exactly what each curve asks for."""
 
-    def _block(self, profiles: csr_matrix, relevant: csr_matrix, weights: Weights) -> dict[str, Floats]:
-        content = self.content.scores(profiles)
-        popular = normalise(self.popularity.scores(profiles), candidates(profiles))
-        cf = {name: model.scores(profiles) for name, model in self.cf.items()}
-        fallback = liked_counts(profiles, self.content.liked) == 0
-        found = {"popularity": alpha_surface(content, popular, profiles, relevant, [1.0])}
-        for signal, alphas in weights.items():
-            name = signal.removeprefix(WITH_POPULARITY)
-            values = alpha_surface(content if name == signal else popular, cf[name], profiles, relevant, alphas)
-            found[signal] = np.where(fallback[:, None], found["popularity"], values)
-        return found
+    def weights(n: int) -> Floats:
+        asked = np.append(alphas, [curve(n) for curve in curves])
+        return np.column_stack([1 - asked, asked])
+
+    return Signal((left, right), weights)
+
+
+def alone(model: str) -> Signal:
+    return Signal((model,), lambda n: np.ones((1, 1)))
+
+
+class Arrays(dict[str, Scores]):
+    """The scores of each model for a block of profiles, computed when first asked for.
+
+    Content stays as it is, a mixture weighs what its parts have here, all others are min-max normalised;
+    ``<model>|<rule>`` is what :func:`blend.normalise_by` makes of that.
+    """
+
+    def __init__(self, models: Models, profiles: csr_matrix) -> None:
+        self.models, self.profiles, self.mask = models, profiles, blend.candidates(profiles)
+
+    def __missing__(self, name: str) -> Scores:
+        name_of, _, rule = name.partition("|")
+        if rule:
+            self[name] = blend.normalise_by(rule, self[name_of], self.mask)
+            return self[name]
+        model = self.models[name]
+        first = self._name(model)
+        if first != name:
+            self[name] = self[first]
+        elif isinstance(model, Mixture):
+            parts = [self[self._name(part)] for part in model.parts.values()]
+            self[name] = blend.weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
+        elif name == "content":
+            self[name] = model.scores(self.profiles)
+        else:
+            self[name] = blend.normalise(model.scores(self.profiles), self.mask)
+        return self[name]
+
+    def _name(self, model: Recommender) -> str:
+        """The first name of a model, so that what goes by several names is scored once."""
+        return next(name for name, other in self.models.items() if other is model)
+
+
+def surfaces(
+    models: Models, signals: Mapping[Name, Signal], profiles: csr_matrix, relevant: csr_matrix, liked: float,
+    n: int = 0, order: Positions | None = None,
+) -> dict[Name, Floats]:  # fmt: skip
+    """(B, W) ndcg@10 of each signal under its weights at n; NaN where nothing is relevant.
+
+    A profile with no liked film has popularity's value everywhere: every curve falls back to it.
+    """
+    step = max(1, BLOCK_SCORES // profiles.shape[1])
+    blocks = []
+    for start in range(0, profiles.shape[0], step):
+        rows, wanted = profiles[start : start + step], relevant[start : start + step]
+        arrays = Arrays(models, rows)
+        popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)), order=order)
+        fallback = blend.liked_counts(rows, liked)[:, None] == 0
+        blocks.append(
+            {
+                name: np.where(
+                    fallback,
+                    popular,
+                    blend.ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n), order=order),
+                )
+                for name, (parts, weights) in signals.items()
+            }
+        )
+    return {name: np.concatenate([block[name] for block in blocks]) for name in signals}
 
 
 # ---- tuning on validation users
 
 
-def _grid(step: float) -> Floats:
+def alpha_grid(step: float) -> Floats:
     """Weights from 0 to 1, rounded so that .95 is written as such."""
     return np.round(np.linspace(0.0, 1.0, round(1 / step) + 1), 6)
 
 
-def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
-    """The fixed curves as they are, linear and sigmoid at their best declared parameters, and ``learned``.
-
-    ``learned`` takes the best alpha at every size (ties: the lower); the others are judged by :func:`curve_value`.
+def surface_of(values: Floats, sizes: Sequence[int]) -> tuple[Floats, Positions]:
+    """(S, W) means over users and the sizes they belong to: those from 1 on that somebody has.
 
     Parameters
     ----------
-    surface : (S, A) mean ndcg of validation users
-    sizes : (S,) increasing profile sizes
-    alphas : (A,) increasing
+    values : (U, all sizes, W) ndcg, NaN where a user lacks the size
     """
+    counts = np.isfinite(values[:, :, 0]).sum(axis=0)
+    kept = np.flatnonzero((np.asarray(sizes) >= FROM_SIZE) & (counts > 0))
+    return np.nansum(values[:, kept], axis=0) / counts[kept, None], np.asarray(sizes)[kept]
+
+
+def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
+    """The fixed curves as they are and four fitted ones: linear, sigmoid, isotonic and ``learned``.
+
+    ``linear`` and ``sigmoid`` take their best declared parameters (:func:`curve_value`), ``isotonic`` is the best curve
+    that never falls, ``learned`` takes the best alpha at every size (ties: the lower) and is all there is if alphas
+    leave no choice.
+
+    Parameters
+        ----------
+        surface : (S, A) mean ndcg of validation users
+        sizes : (S,) increasing profile sizes
+        alphas : (A,) increasing
+    """
+    learned = AlphaCurve("learned", tuple(sizes.tolist()), tuple(alphas[surface.argmax(axis=1)].tolist()))
+    if len(alphas) == 1:
+        return {"learned": learned}
     tuned = dict(CURVES)
-    for name, declared in tunable_curves().items():
+    for name, declared in blend.tunable_curves().items():
         tuned[name] = max(declared, key=lambda curve: curve_value(curve, surface, sizes, alphas))
-    best = alphas[np.argmax(surface, axis=1)]
-    return tuned | {"learned": AlphaCurve("learned", tuple(sizes.tolist()), tuple(best.tolist()))}
+    rising = alphas[blend.best_path(surface, blend.never_down(len(alphas)))]
+    tuned["isotonic"] = AlphaCurve("isotonic", tuple(sizes.tolist()), tuple(rising.tolist()))
+    return tuned | {"learned": learned}
+
+
+def _at(curve: AlphaCurve, sizes: Positions, alphas: Floats) -> Positions:
+    """(S,) the grid's place nearest to the curve at each size."""
+    nearest: Positions = np.abs(curve(sizes)[:, None] - alphas).argmin(axis=1)
+    return nearest
 
 
 def curve_value(curve: AlphaCurve, surface: Floats, sizes: Positions, alphas: Floats) -> float:
-    """Mean over all sizes from 1 on, equal weights, of the surface at the grid's alpha nearest to the curve's."""
-    counted = sizes >= FROM_SIZE
-    nearest = np.abs(curve(sizes[counted])[:, None] - alphas).argmin(axis=1)
-    return float(surface[counted, nearest].mean())
+    """Mean over the sizes, equal weights, of the surface at the grid's alpha nearest to the curve's."""
+    return float(surface[np.arange(len(sizes)), _at(curve, sizes, alphas)].mean())
 
 
-def surface_of(sums: pd.DataFrame, order: str, signal: str) -> tuple[Floats, Positions, Floats]:
-    """Mean ndcg (S, A) of one signal over the sizes >= 1, its sizes and alphas; ``sums`` as in :class:`AlphaStudy`."""
-    rows = sums[(sums["order"] == order) & (sums["signal"] == signal) & (sums["n"] >= 1)]
-    pooled = rows.groupby(["n", "alpha"])[["sum", "users"]].sum()
-    means = (pooled["sum"] / pooled["users"]).reset_index(name=NDCG)
-    grid = means.pivot_table(index="n", columns="alpha", values=NDCG)
-    return grid.to_numpy(), grid.index.to_numpy(), grid.columns.to_numpy(dtype=float)
+def tune_mixture(values: Floats, sizes: Sequence[int]) -> dict[str, Any]:
+    """``sizes`` and ``weights`` of a :class:`Mixture`: the smooth path of best weights through the sizes.
+
+    Parameters
+    ----------
+    values : (U, S, W) ndcg of validation users under each of ``WEIGHTS``
+    """
+    surface, known = surface_of(values, sizes)
+    path = WEIGHTS[blend.best_path(surface, SMOOTH)]
+    return {"sizes": known.tolist(), "weights": {part: path[:, p].tolist() for p, part in enumerate(MIXED)}}
+
+
+def crossfit_mixture(values: Floats, sizes: Sequence[int]) -> Floats:
+    """(U, S) ndcg of the mixture for each fifth of the validation users, its weights tuned on the other four."""
+    fitted = np.full(values.shape[:2], np.nan)
+    part = np.arange(len(values)) % VALIDATION_PARTS
+    for p in range(VALIDATION_PARTS):
+        surface, known = surface_of(values[part != p], sizes)
+        at = np.isin(sizes, known)
+        fitted[np.ix_(part == p, at)] = values[part == p][:, at][
+            :, np.arange(len(known)), blend.best_path(surface, SMOOTH)
+        ]
+    return fitted
+
+
+def best_setting(tried: pd.DataFrame, cf: str, since: int = FROM_SIZE) -> int:
+    """The candidate of a model with the highest validation mean, equal weights, over sizes (and folds) from ``since``.
+
+    Where no profile is that long, the longest there are decide. ``tried`` as ``AlphaStudy.settings``.
+    """
+    own = tried[tried["cf"] == cf]
+    means = own[own["n"] >= min(since, own["n"].max())].groupby("candidate")[NDCG].mean()
+    return int(means.index[int(np.argmax(means))])
+
+
+class Choice(NamedTuple):
+    """What the rule picks, and the validation gain of the mixture that it judged."""
+
+    cf: str
+    curve: AlphaCurve
+    gain: Estimate
+
+
+def ranked_pairs(
+    validation: Mapping[str, Floats], sizes: Sequence[int], alphas: Floats
+) -> list[tuple[str, AlphaCurve, float]]:
+    """Every declared (cf, curve) with its validation ndcg@10, mean over sizes from 1 on; best first."""
+    found = []
+    for cf in validation:
+        if not cf.startswith(WITH_POPULARITY):
+            surface, known = surface_of(validation[cf], sizes)
+            curves = tune_curves(surface, known, alphas).values()
+            found += [(cf, curve, curve_value(curve, surface, known, alphas)) for curve in curves]
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def choose(
+    validation: Mapping[str, Floats], mixed: Floats, sizes: Sequence[int], alphas: Floats, boot: Bootstrap
+) -> Choice:
+    """The rule for the default, on validation users alone.
+
+    The (model, curve) with the highest mean over sizes from 1 on; the mixture, which has more weights to fit, takes
+    part only if, cross-fitted, it gains more than ``SIMPLER`` on the best single model and the interval excludes 0.
+
+    Parameters
+    ----------
+    validation : signal -> (U, S, A) ndcg, NaN where a user lacks the size or is no validation user
+    mixed : (U, S, W) ndcg under each of ``WEIGHTS``
+    """
+    pairs = ranked_pairs(validation, sizes, alphas)
+    cf, curve, _ = next(found for found in pairs if found[0] != MIXTURE)
+    known = surface_of(validation[cf], sizes)[1]
+    at = np.isin(sizes, known)
+    single = validation[cf][:, at][:, np.arange(len(known)), _at(curve, known, alphas)]
+    gains = crossfit_mixture(mixed, sizes)[:, at] - single
+    gain = boot.average(gains[:, np.isfinite(gains).any(axis=0)])
+    if gain.value > SIMPLER and gain.ci_low > 0:
+        cf, curve, _ = next(found for found in pairs if found[0] == MIXTURE)
+    return Choice(cf, curve, gain)
 
 
 # ---- users whose profiles are cut (profile-size)
@@ -142,186 +275,342 @@ def surface_of(sums: pd.DataFrame, order: str, signal: str) -> tuple[Floats, Pos
 
 @dataclass(frozen=True)
 class AlphaStudy:
-    """What :func:`study_alpha` measured.
+    """What :func:`study_alpha` measured; U users in the order of the data, S sizes, A alphas, NaN where one lacks it.
 
-    users : user_id, order, n, model, cf, curve, ndcg@10 of the test users. model = popularity, content, blend or a
-        collaborative model by itself; curve = that of content + cf, or ``with-popularity``: popularity + cf, weights
-        learned
-    test, validation : fold, order, signal, n, alpha, sum, users; ndcg@10 summed over the fold's users
-    settings : fold, cf, candidate (position), ndcg@10 on validation users, chosen
+    series : (order, model, cf, curve) -> (U, S) ndcg@10 of test users. model = popularity, content, blend or a
+        collaborative model by itself; curve = that of content + cf, ``with-popularity`` (popularity + cf, learned
+        weights), ``norm=<rule>`` (learned weights); cf = ``chosen``: what the rule picked on the validation users of
+        the fold
+    test, validation : (order, signal) -> (U, S, A)
+    mixed : order -> (U, S, W) validation ndcg@10 under each of ``WEIGHTS``
+    settings : fold, cf, candidate (position), n, ndcg@10 on validation users, chosen
+    picks : fold, cf, curve: what the rule picked in each fold
     """
 
-    users: pd.DataFrame
-    test: pd.DataFrame
-    validation: pd.DataFrame
+    sizes: Sequence[int]
+    alphas: Floats
+    series: dict[Key, Floats]
+    test: dict[tuple[str, str], Floats]
+    validation: dict[tuple[str, str], Floats]
+    mixed: dict[str, Floats]
     settings: pd.DataFrame
-
-    @cached_property
-    def _series(self) -> dict[Any, pd.DataFrame]:
-        """Per (order, model, cf, curve) a table of users x sizes."""
-        wide = self.users.pivot_table(index=[*SERIES, USER], columns="n", values=NDCG)
-        return {key: part.reset_index(level=list(range(len(SERIES))), drop=True) for key, part in wide.groupby(SERIES)}
+    picks: pd.DataFrame
 
     def matrix(
-        self, ids: NDArray[np.object_], model: str, cf: str = "", curve: str = "", *, order: str = "random",
+        self, model: str, cf: str = "", curve: str = "", *, order: str = "random",
         sizes: tuple[int, int] = (FROM_SIZE, TO_SIZE),
     ) -> Floats:  # fmt: skip
-        """(U, S) test ndcg@10 of one series for the users ``ids``, NaN where a user lacks the size.
+        """(U, S) test ndcg@10 of one series from the first to the last of ``sizes``, without sizes that nobody has."""
+        values = self.series[order, model, cf, curve]
+        n = np.asarray(self.sizes)
+        kept: Floats = values[:, (n >= sizes[0]) & (n <= sizes[1]) & np.isfinite(values).any(axis=0)]
+        return kept
 
-        ``sizes`` are the first and last wanted; what all users lack is left out.
+    def sizes_of(self, order: str = "random", sizes: tuple[int, int] = (FROM_SIZE, TO_SIZE)) -> list[int]:
+        """The sizes that the columns of :meth:`matrix` stand for."""
+        known = np.isfinite(self.series[order, "popularity", "", ""])
+        return [n for n, column in zip(self.sizes, known.T, strict=True) if column.any() and sizes[0] <= n <= sizes[1]]
+
+    def validated(self, order: str = "random") -> dict[str, Floats]:
+        """The validation surfaces of one order, by signal."""
+        return {signal: values for (o, signal), values in self.validation.items() if o == order}
+
+    def choose(self, boot: Bootstrap) -> Choice:
+        """The rule on the validation users of all folds: what later stages serve."""
+        return choose(self.validated(), self.mixed["random"], self.sizes, self.alphas, boot)
+
+    def settings_of(self, cf: str, settings: Settings, since: int = FROM_SIZE) -> dict[str, Any]:
+        """What default.json says of a model: its setting best over the folds from size ``since`` on.
+
+        Of a mixture, its parts' settings and the weights tuned on the validation users of all folds.
         """
-        table = self._series[order, model, cf, curve]
-        n = table.columns.to_numpy(dtype=int)
-        wanted = n[(n >= sizes[0]) & (n <= sizes[1])]
-        return table.reindex(index=ids, columns=wanted).to_numpy(dtype=float)
+        if cf == MIXTURE:
+            parts = {part: self.settings_of(part, settings) for part in MIXED[1:-1]}
+            parts = {"popularity": {}} | parts | {"ease": self.settings_of("ease", settings, LONG)}
+            return {"parts": parts} | tune_mixture(self.mixed["random"], self.sizes)
+        return parameters(settings[cf][best_setting(self.settings, cf, since)])  # type: ignore[arg-type]
 
-    def metric_rows(self, ids: NDArray[np.object_], bootstrap: Bootstrap) -> pd.DataFrame:
+    def per_user(self, ids: NDArray[np.object_]) -> pd.DataFrame:
+        """Long table user_id, order, model, cf, curve, n, ndcg@10 for later cuts."""
+        tables = []
+        for key, values in self.series.items():
+            row, at = np.nonzero(np.isfinite(values))
+            names = dict(zip(("order", "model", "cf", "curve"), key, strict=True))
+            columns = {USER: ids[row], "n": np.asarray(self.sizes)[at], NDCG: values[row, at]}
+            tables.append(pd.DataFrame(columns).assign(**names))
+        return pd.concat(tables, ignore_index=True)
+
+    def metric_rows(self, boot: Bootstrap) -> pd.DataFrame:
         """Rows of metrics.csv: every series at every n, and averaged over n = 1..30 with equal weights."""
         parts = []
-        for order, model, cf, curve in self._series:
-            table = self._series[order, model, cf, curve]
-            values = table.reindex(index=ids).to_numpy(dtype=float)
-            has_size = np.isfinite(values).any(axis=0)
-            found = dict(zip(table.columns[has_size], bootstrap.means(values[:, has_size]), strict=True))
-            segments = {f"n={n}": estimate for n, estimate in found.items()}
-            segments[f"n={FROM_SIZE}-{TO_SIZE}"] = bootstrap.average(self.matrix(ids, model, cf, curve, order=order))
-            weight = "learned;with=popularity" if curve == "with-popularity" else curve
-            variant = f"order={order}" + (f";alpha={weight};cf={cf}" if cf else "")
-            for segment, estimate in segments.items():
-                names = {"protocol": "profile-size", "model": model, "variant": variant, "segment": segment}
-                parts.append(metric_rows({NDCG: estimate}, **names))
+        for order, model, cf, curve in self.series:
+            values = self.matrix(model, cf, curve, order=order, sizes=(0, max(self.sizes)))
+            n = np.asarray(self.sizes)[np.isfinite(self.series[order, model, cf, curve]).any(axis=0)]
+            segments = dict(zip([f"n={size}" for size in n], boot.means(values), strict=True))
+            if order in ("random", "time"):
+                segments[f"n={FROM_SIZE}-{TO_SIZE}"] = boot.average(values[:, (n >= FROM_SIZE) & (n <= TO_SIZE)])
+            names = {"protocol": "profile-size", "model": model, "variant": _variant(order, cf, curve)}
+            parts += [metric_rows({NDCG: e}, **names, segment=segment) for segment, e in segments.items()]
         return pd.concat(parts, ignore_index=True)
 
-    def pairs(self, order: str = "random") -> list[tuple[str, AlphaCurve, float]]:
-        """Every declared (cf, curve) with its validation ndcg@10, mean over folds and sizes from 1 on; best first."""
-        found = []
-        for cf in self.settings["cf"].unique():
-            grid = surface_of(self.validation, order, cf)
-            found += [(cf, curve, curve_value(curve, *grid)) for curve in tune_curves(*grid).values()]
-        return sorted(found, key=lambda pair: -pair[2])
 
-    def best_candidate(self, cf: str) -> int:
-        """The position of the candidate setting with the highest validation mean over the folds."""
-        means = self.settings[self.settings["cf"] == cf].groupby("candidate")[NDCG].mean()
-        return int(means.index[int(np.argmax(means))])
+def _variant(order: str, cf: str, curve: str) -> str:
+    weight = {"with-popularity": "learned;with=popularity"}.get(curve, curve)
+    weight = f"learned;{weight}" if weight.startswith("norm=") else weight
+    return f"order={order}" + (f";alpha={weight};cf={cf}" if cf else f";{curve}" if curve else "")
+
+
+class FoldResult(NamedTuple):
+    """The tables of one fold, rows = its validation or test users."""
+
+    members: dict[Part, Positions]
+    series: dict[Key, Floats]
+    test: dict[tuple[str, str], Floats]
+    validation: dict[tuple[str, str], Floats]
+    mixed: dict[str, Floats]
+    settings: pd.DataFrame
+    pick: dict[str, Any]
 
 
 def study_alpha(
     data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, *, content: Mapping[int, ContentModel],
-    popularity: Recommender, settings: Settings, sizes: Sequence[int], alpha_step: float, jobs: int = 1,
+    popularity: Recommender, settings: Settings, sizes: Sequence[int], alpha_step: float, seed: int,
+    has_time: bool = True, has_text: bool = True, jobs: int = 1,
 ) -> AlphaStudy:  # fmt: skip
     """Run the profile-size protocol for every collaborative model, curve and baseline, one task per user fold.
 
-    Random orders are averaged per user; curves are tuned for each kind of order (random, time) by itself.
+    Random orders are averaged per user; curves and weights are tuned for each kind of order (random, time) by itself.
 
     Parameters
     ----------
     splits, users : see ``protocols``
     content : per user fold, so that its fields can be chosen without the fold's users
-    settings : unfitted candidates per collaborative model; the fold takes the one best on its validation users (by
-        itself, all sizes from 1 on, first random order)
+    settings : unfitted candidates per collaborative model, the classic one first for svd and knn; the fold takes the
+        one best on its validation users (by itself, all sizes from 1 on, first random order)
     sizes : profile sizes; at 0 all get popularity
     alpha_step : grid of weights from 0 to 1
+    seed : of boosting and of the rule's intervals
+    has_time, has_text : False leaves out the time order; content, so that every weight is 1
     """
-    alphas = _grid(alpha_step)
-    task = delayed(_study_fold)
+    alphas = alpha_grid(alpha_step)
     found = Parallel(n_jobs=jobs)(
-        task(data, splits, users, fold, content[fold], popularity, settings, sizes, alphas)
+        delayed(_study_fold)(
+            data, splits, users, fold, content[fold], popularity, settings, sizes, alphas, seed, has_time, has_text
+        )
         for fold in sorted(users["fold"].unique())
     )
-    return AlphaStudy(*(pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True)))
+
+    def gather(name: str, part: Part) -> dict[Any, Floats]:
+        whole: dict[Any, Floats] = {}
+        for result in found:
+            for key, values in getattr(result, name).items():
+                full = whole.setdefault(key, np.full((len(data.users), *values.shape[1:]), np.nan))
+                full[result.members[part]] = values
+        return whole
+
+    return AlphaStudy(
+        sizes, alphas if has_text else alphas[-1:], gather("series", "test"), gather("test", "test"),
+        gather("validation", "validation"), gather("mixed", "validation"),
+        pd.concat([result.settings for result in found], ignore_index=True), pd.DataFrame([r.pick for r in found]),
+    )  # fmt: skip
 
 
 def _study_fold(
     data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, fold: int, content: ContentModel,
-    popularity: Recommender, settings: Settings, sizes: Sequence[int], alphas: Floats,
-) -> Tables:  # fmt: skip
-    """The four tables of :class:`AlphaStudy` for one fold."""
-    train = data.of_users(fold_users(users, fold).fit)
-    parts = Parts(deepcopy(content).fit(train), deepcopy(popularity).fit(train), {})
+    popularity: Recommender, settings: Settings, sizes: Sequence[int], grid: Floats, seed: int, has_time: bool,
+    has_text: bool,
+) -> FoldResult:  # fmt: skip
+    alphas = grid if has_text else grid[-1:]
+    users_of = protocols.fold_users(users, fold)
+    members: dict[Part, Positions] = {"validation": users_of.validation, "test": users_of.test}
+    train, order = data.of_users(users_of.fit), protocols.tie_order(data.items)
+    models: dict[str, Recommender] = {"content": deepcopy(content), "popularity": deepcopy(popularity)}
+    models |= {f"{cf}:{c}": deepcopy(m) for cf, tried in settings.items() for c, m in enumerate(tried)}
+    for model in models.values():
+        model.fit(train)
 
     def measure(
-        parts: Parts, part: Part, orders: Sequence[str], grid: Weights, curves: Mapping[str, Curves] | None = None
-    ) -> Measured:
-        """Surfaces at the grid, then at exactly what the curves ask for; means over the orders, whose users agree."""
-        found: Measured = {}
-        for order in orders:
-            for case in profile_size_cases(data, splits, users, fold, order=order, sizes=sizes, part=part):
-                n = case.n or 0
-                asked = {s: [curve(n) for curve in curves[s].values()] if curves else [] for s in grid}
-                weights = {s: np.append(grid[s], asked[s]) for s in grid}
-                sums = found.setdefault(n, (case.users, {}))[1]
-                for signal, values in parts.surfaces(case.profiles, case.relevant, weights).items():
-                    sums[signal] = sums.get(signal, 0.0) + values / len(orders)
+        part: Part, orders: Sequence[str], signals: Mapping[Name, Signal], sizes_tested: Sequence[int] = sizes
+    ) -> dict[Name, Floats]:
+        """(users of the part, S, W) per signal: means over the orders, whose users agree."""
+        shape = len(members[part]), len(sizes)
+        found = {name: np.full((*shape, len(weights(0))), np.nan) for name, (_, weights) in signals.items()}
+        for profile_order in orders:
+            asked: Any = {"order": profile_order, "sizes": sizes_tested, "part": part}
+            for case in protocols.profile_size_cases(data, splits, users, fold, **asked):
+                at = np.searchsorted(members[part], case.users), list(sizes).index(case.n or 0)
+                new = surfaces(models, signals, case.profiles, case.relevant, data.scale.liked, case.n or 0, order)
+                for name, values in new.items():
+                    found[name][at] = values / len(orders) + (0 if profile_order == orders[0] else found[name][at])
         return found
 
     randoms = [str(c).removeprefix("position_") for c in splits if str(c).startswith("position_random_")]
-    cf, tried = {}, []
-    for name, models in settings.items():
-        fitted = [deepcopy(model).fit(train) for model in models]
-        values = []
-        for model in fitted:
-            alone = measure(replace(parts, cf={name: model}), "validation", randoms[:1], {name: np.ones(1)})
-            values.append(_mean(alone, name))
-        best = int(np.argmax(values))
-        cf[name] = fitted[best]
-        tried += [(fold, name, candidate, value, candidate == best) for candidate, value in enumerate(values)]
-    parts = replace(parts, cf=cf)
+    tried = measure("validation", [CLOSE], {name: alone(name) for name in models if ":" in name})
+    picked = _pick_settings(models, tried, settings, sizes, fold)
+    long = f"ease:{best_setting(picked, 'ease', LONG)}"
+    models["ease:by-size"] = _by_size(models, {name: tried[name] for name in tried if name.startswith("ease:")}, sizes)
+    models["svd+knn"] = Mixture({cf: models[cf] for cf in CLASSIC}, [1], {cf: [0.5] for cf in CLASSIC})
 
-    grid = {signal: alphas for name in cf for signal in (name, WITH_POPULARITY + name)}
-    test, sums, validation = [], [], []
-    for order, names in {"random": randoms, "time": ["time"]}.items():
-        tuning = _sums(measure(parts, "validation", names, grid), grid).assign(fold=fold, order=order)
-        curves = {signal: tune_curves(*surface_of(tuning, order, signal)) for signal in grid}
-        measured = measure(parts, "test", names, grid, curves)
-        for n, (who, surfaces) in measured.items():
-            test.append(_test_rows(data.users[who], surfaces, len(alphas)).assign(order=order, n=n))
-        sums.append(_sums(measured, grid).assign(fold=fold, order=order))
-        validation.append(tuning)
-    return (
-        pd.concat(test, ignore_index=True),
-        pd.concat(sums, ignore_index=True),
-        pd.concat(validation, ignore_index=True),
-        pd.DataFrame(tried, columns=["fold", "cf", "candidate", NDCG, "chosen"]),
-    )
+    close = [n for n in CLOSE_SIZES if n in sizes]
+    cases = {
+        part: list(protocols.profile_size_cases(data, splits, users, fold, order=CLOSE, sizes=close, part=part))
+        for part in members
+    }
+    result = FoldResult(members, {}, {}, {}, {}, picked, {"fold": fold})
+    for kind, orders in ({"random": randoms} | ({"time": ["time"]} if has_time else {})).items():
+        signals = _pairs(list(settings), alphas, grid)
+        tuning = measure("validation", orders, signals | {"mixed": Signal((*MIXED[:2], long), lambda n: WEIGHTS)})
+        result.mixed[kind] = tuning.pop("mixed")
+        parts = {name: models[name] for name in MIXED} | {"ease": models[long]}
+        models[MIXTURE] = Mixture(parts, **tune_mixture(result.mixed[kind], sizes))
+        tuning |= measure("validation", orders, _pairs([MIXTURE], alphas, grid))
+        curves = {
+            signal: tune_curves(*surface_of(values, sizes), alphas if signal in models else grid)
+            for signal, values in tuning.items()
+        }
+        signals = {
+            name: pair("content", name, alphas, by_name.values())
+            if name in models
+            else pair("popularity", name.removeprefix(WITH_POPULARITY), alphas[:0], [by_name["learned"]])
+            for name, by_name in curves.items()
+        }
+        signals |= {f"{cf}:0": pair("content", f"{cf}:0", alphas[:0], [CURVES["classic"]]) for cf in CLASSIC}
+        signals |= {name: alone(name) for name in ("popularity", "svd+knn", "ease:by-size")}
+        tested = measure("test", orders, signals)
+        if kind == "random":
+            boot = Bootstrap(len(users_of.validation), child_seed(seed, "rule", fold))
+            choice = choose(tuning, result.mixed[kind], sizes, alphas, boot)
+            result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value)
+            learned = {MIXTURE: pair("content", MIXTURE, alphas[:0], [curves[MIXTURE]["learned"]])}
+            if has_text:
+                result.series.update(_normalisations(measure, list(settings), sizes, close, alphas))
+            one_order = measure("test", [CLOSE], learned, close)[MIXTURE]
+            result.series[CLOSE, "blend", MIXTURE, "learned"] = one_order[:, :, 0]
+            boosted = _ceiling(cases, models, data.scale.liked, child_seed(seed, "boosting", fold))
+            result.series[CLOSE, "blend", "boosting", "ceiling"] = np.full((len(users_of.test), len(sizes)), np.nan)
+            for n, (who, values) in boosted.items():
+                at = np.searchsorted(users_of.test, who), list(sizes).index(n)
+                result.series[CLOSE, "blend", "boosting", "ceiling"][at] = values
+        result.validation.update({(kind, signal): values for signal, values in tuning.items()})
+        result.test.update({(kind, cf): tested[cf][:, :, : len(alphas)] for cf in (*settings, MIXTURE)})
+        result.series.update(_series(kind, tested, curves, len(alphas), choice.cf))
+    return result
 
 
-def _mean(measured: Measured, signal: str) -> float:
-    """Mean over all sizes from 1 on of a signal's only column."""
-    means = [np.nanmean(surfaces[signal]) for n, (_, surfaces) in measured.items() if n >= FROM_SIZE]
-    return float(np.mean(means))
+def _pairs(cfs: Sequence[str], alphas: Floats, grid: Floats) -> dict[str, Signal]:
+    return {WITH_POPULARITY + cf: pair("popularity", cf, grid) for cf in cfs} | {
+        cf: pair("content", cf, alphas) for cf in cfs
+    }
 
 
-def _sums(measured: Measured, grid: Weights) -> pd.DataFrame:
-    """signal, n, alpha, sum, users over the grid's columns."""
-    rows = []
-    for n, (_, surfaces) in measured.items():
-        for signal, alphas in grid.items():
-            values = surfaces[signal][:, : len(alphas)]
-            known = int(np.isfinite(values[:, 0]).sum())
-            rows += [(signal, n, a, total, known) for a, total in zip(alphas, np.nansum(values, axis=0), strict=True)]
-    return pd.DataFrame(rows, columns=["signal", "n", "alpha", "sum", "users"])
+def _pick_settings(
+    models: dict[str, Recommender], tried: Mapping[str, Floats], settings: Settings, sizes: Sequence[int], fold: int
+) -> pd.DataFrame:
+    """Enter each model's best candidate under its own name; the rows of ``AlphaStudy.settings``."""
+    rows = [
+        (fold, cf, c, int(n), float(value[0]))
+        for cf, options in settings.items()
+        for c in range(len(options))
+        for value, n in zip(*surface_of(tried[f"{cf}:{c}"], sizes), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["fold", "cf", "candidate", "n", NDCG])
+    best = {cf: best_setting(table, cf) for cf in settings}
+    models.update({cf: models[f"{cf}:{c}"] for cf, c in best.items()})
+    return table.assign(chosen=table["candidate"] == table["cf"].map(best))
 
 
-def _test_rows(ids: NDArray[np.object_], surfaces: Mapping[str, Floats], grid_size: int) -> pd.DataFrame:
-    """Rows of one size: each baseline, each model by itself, each curve. Users with nothing relevant are left out.
+def _by_size(models: Models, tried: Mapping[str, Floats], sizes: Sequence[int]) -> Mixture:
+    """Of several candidates the one that is best on validation users, at every size anew."""
+    known = surface_of(next(iter(tried.values())), sizes)[1]
+    best = np.argmax([surface_of(values, sizes)[0][:, 0] for values in tried.values()], axis=0)
+    weights = {name: (best == c).astype(float).tolist() for c, name in enumerate(tried)}
+    return Mixture({name: models[name] for name in tried}, known.tolist(), weights)
 
-    Columns of a surface: the grid, whose ends are the other part alone and the model alone, then ``CURVE_NAMES``.
+
+def _series(
+    kind: str, tested: Mapping[str, Floats], curves: Mapping[str, Mapping[str, AlphaCurve]], grid: int, chosen: str
+) -> dict[Key, Floats]:
+    """Each baseline, each model by itself, each curve, and those of the chosen model once more.
+
+    Columns of a surface: the grid, whose ends are the other part alone and the model alone, then the curves.
     """
-    values = {("popularity", "", ""): surfaces["popularity"][:, 0]}
-    for signal, surface in surfaces.items():
-        curves = dict(zip(CURVE_NAMES, surface[:, grid_size:].T, strict=False))
-        if signal.startswith(WITH_POPULARITY):
-            values["blend", signal.removeprefix(WITH_POPULARITY), "with-popularity"] = curves["learned"]
-        elif signal != "popularity":
-            values["content", "", ""] = surface[:, 0]
-            values[signal, "", ""] = surface[:, grid_size - 1]
-            values |= {("blend", signal, curve): value for curve, value in curves.items()}
-    labels = np.repeat(np.array(list(values), dtype=object), len(ids), axis=0)
-    rows = pd.DataFrame(labels, columns=SERIES[1:]).assign(
-        **{USER: np.tile(ids, len(values)), NDCG: np.concatenate(list(values.values()))}
-    )
-    return rows.dropna()
+    found: dict[Key, Floats] = {
+        (kind, name, "", ""): tested[name][:, :, 0] for name in ("popularity", "svd+knn")
+    } | {(kind, "ease", "", "reg=by-size"): tested["ease:by-size"][:, :, 0]}  # fmt: skip
+    for cf in CLASSIC if grid > 1 else ():
+        found[kind, "blend", cf, "classic;settings=classic"] = tested[f"{cf}:0"][:, :, 0]
+    for cf, by_name in ((cf, by_name) for cf, by_name in curves.items() if not cf.startswith(WITH_POPULARITY)):
+        if grid > 1:
+            found[kind, "content", "", ""] = tested[cf][:, :, 0]
+        for name in (cf, "chosen") if cf == chosen else (cf,):
+            found |= {(kind, "blend", name, curve): tested[cf][:, :, grid + c] for c, curve in enumerate(by_name)}
+            found[kind, name, "", ""] = tested[cf][:, :, grid - 1]
+            found[kind, "blend", name, "with-popularity"] = tested[WITH_POPULARITY + cf][:, :, 0]
+    return found
+
+
+# ---- comparisons at a few sizes, first random order: normalisations, and boosting as the ceiling
+
+
+def _normalisations(
+    measure: Callable[..., dict[tuple[str, str], Floats]], cfs: Sequence[str], sizes: Sequence[int],
+    close: Sequence[int], alphas: Floats,
+) -> dict[Key, Floats]:  # fmt: skip
+    """Test series of content + cf under each rule, its weights learned, and under the rule best on validation."""
+    parts = {
+        (cf, rule): (f"content|{left}", f"{cf}|{right}")
+        for cf, (rule, (left, right)) in product(cfs, NORMALISATIONS.items())
+    }
+    tuning = measure("validation", [CLOSE], {key: pair(*both, alphas) for key, both in parts.items()}, close)
+    tables = {key: surface_of(values, sizes) for key, values in tuning.items()}
+    curves = {key: tune_curves(*table, alphas)["learned"] for key, table in tables.items()}
+    ask = {key: pair(*both, alphas[:0], [curves[key]]) for key, both in parts.items()}
+    values = {key: v[:, :, 0] for key, v in measure("test", [CLOSE], ask, close).items()}
+    reached = {key: curve_value(curve, *tables[key], alphas) for key, curve in curves.items()}
+    best = {(cf, "chosen"): values[max((k for k in parts if k[0] == cf), key=lambda k: reached[k])] for cf in cfs}
+    return {(CLOSE, "blend", cf, f"norm={rule}"): v for (cf, rule), v in (values | best).items()}
+
+
+def _ceiling(
+    cases: Mapping[Part, Sequence[Case]], models: Models, liked: float, seed: int
+) -> dict[int, tuple[Positions, Floats]]:
+    """Per size the test users and their ndcg@10 under gradient boosting that reorders the mixture's best films.
+
+    Trained on validation users to tell liked target films from the others; features: every model's score and its rank
+    within the shortlist, n, and what the profile looks like. It is no sum of parts, so it can't give exact reasons and
+    is no candidate for the default; it shows how much a sum leaves on the table.
+    """
+    names = ["content", *(name for name in models if ":" not in name and name not in ("content", "svd+knn"))]
+
+    def features(case: Case) -> tuple[NDArray[np.int32], Floats]:
+        arrays = Arrays(models, case.profiles)
+        short = metrics.top_k(arrays[MIXTURE], case.profiles, min(SHORTLIST, case.profiles.shape[1]))
+        scores = np.stack([np.take_along_axis(arrays[name], short, axis=1) for name in names], axis=2)
+        places = scores.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+        likes, popular = blend.liked_counts(case.profiles, liked), case.profiles @ arrays["popularity"][0]
+        about = np.column_stack([case.profiles.getnnz(axis=1), case.profiles.sum(axis=1).A1, likes, popular])
+        wide = np.repeat(about[:, None], short.shape[1], axis=1)
+        return short, np.concatenate([scores, places, wide], axis=2).astype(np.float64)
+
+    rows, hits = [], []
+    for case in cases["validation"]:
+        short, x = features(case)
+        rows.append(x.reshape(-1, x.shape[2]))
+        hits.append(np.take_along_axis(case.relevant.toarray() > 0, short, axis=1).ravel())
+    booster = HistGradientBoostingRegressor(
+        max_iter=80, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
+    ).fit(np.concatenate(rows), np.concatenate(hits))
+    found = {}
+    for case in cases["test"]:
+        short, x = features(case)
+        scores = np.full(case.profiles.shape, -np.inf, np.float32)
+        np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)
+        popular = Arrays(models, case.profiles)["popularity"]
+        scores = np.where(blend.liked_counts(case.profiles, liked)[:, None] == 0, popular, scores)
+        order = protocols.tie_order(case.train.items)
+        values = blend.ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)), order=order)[:, 0]
+        found[case.n or 0] = case.users, values
+    return found
 
 
 # ---- users with their whole history (warm)
@@ -333,10 +622,10 @@ def rank_warm(
     data: Interactions, test: Mask, position: Positions, *, content: ContentModel, popularity: Recommender,
     settings: Settings, alpha_step: float, relevance: Literal["liked", "any"] = "liked",
 ) -> pd.DataFrame:  # fmt: skip
-    """Per-user ranking metrics of the classic blends and of the one tuned on an inner split of the training part.
+    """Per-user ranking metrics of the classic hybrids and of a blend tuned on an inner split of the training part.
 
-    Settings, the collaborative model and its weights are chosen on each user's last fifth of the training ratings;
-    then all is fitted again on the whole training part.
+    Settings, mixture, collaborative model and weights are chosen on each user's last fifth of the training ratings;
+    then all is fitted again on the whole training part. SVD and KNN keep their first setting, the classic one.
 
     Parameters
     ----------
@@ -347,54 +636,63 @@ def rank_warm(
     -------
     user_id, cf, curve, then a column per metric
     """
-    alphas = _grid(alpha_step)
-    inner = warm_split(data, validation_mask(data, test, position), hidden=test)
-    outer = warm_split(data, test)
-    check_tuning(inner, outer)
+    inner = protocols.warm_split(data, protocols.validation_mask(data, test, position), hidden=test)
+    outer = protocols.warm_split(data, test)
+    protocols.check_tuning(inner, outer)
     wanted = inner.relevant if relevance == "liked" else inner.relevant_any
 
-    tuning = Parts(deepcopy(content).fit(inner.train), deepcopy(popularity).fit(inner.train), {})
-    fitted = {name: [deepcopy(model).fit(inner.train) for model in models] for name, models in settings.items()}
-    best = {}
-    for name, models in fitted.items():
-        alone = [rank_and_measure(model, inner, relevance=relevance)[NDCG].mean() for model in models]
-        best[name] = int(np.argmax(alone))
-    tuning = replace(tuning, cf={name: models[best[name]] for name, models in fitted.items()})
-    cf, learned = tune_warm(
-        tuning.surfaces(inner.profiles, wanted, dict.fromkeys(fitted, alphas)), inner.profiles, alphas
-    )
+    tuning: dict[str, Recommender] = {"content": deepcopy(content), "popularity": deepcopy(popularity)}
+    final: dict[str, Recommender] = {name: deepcopy(settings[name][0]) for name in CLASSIC}
+    for model in tuning.values():
+        model.fit(inner.train)
+    for name in MIXED[1:]:
+        fitted = [deepcopy(model).fit(inner.train) for model in settings[name]]
+        best = int(np.argmax([rank_and_measure(model, inner, relevance=relevance)[NDCG].mean() for model in fitted]))
+        tuning[name], final[name] = fitted[best], deepcopy(settings[name][best])
 
-    metadata, popular = deepcopy(content).fit(outer.train), deepcopy(popularity).fit(outer.train)
-    final = {name: deepcopy(settings[name][best[name]]).fit(outer.train) for name in (*CLASSIC, cf)}
+    def measure(signals: Mapping[str, Signal]) -> dict[str, Floats]:
+        return surfaces(
+            tuning, signals, inner.profiles, wanted, data.scale.liked, order=protocols.tie_order(data.items)
+        )
+
+    alphas, n = alpha_grid(alpha_step), np.diff(inner.profiles.indptr)
+    sizes, path, _ = tune_ranges(measure({"mixed": Signal(MIXED, lambda n: WEIGHTS)})["mixed"], n)
+    mixed = {part: WEIGHTS[path, p].tolist() for p, part in enumerate(MIXED)}
+    tuning[MIXTURE] = Mixture({part: tuning[part] for part in MIXED}, sizes, mixed)
+    parts = {part: final[part] if part in final else deepcopy(popularity) for part in MIXED}
+    final[MIXTURE] = Mixture(parts, sizes, mixed)
+    learned, reached = {}, {MIXTURE: -SIMPLER}
+    for cf, values in measure({name: pair("content", name, alphas) for name in (*MIXED[1:], MIXTURE)}).items():
+        _, path, value = tune_ranges(values, n)
+        learned[cf] = AlphaCurve("learned", tuple(sizes), tuple(alphas[path].tolist()))
+        reached[cf] = reached.get(cf, 0.0) + value
+    best_cf = max(reached, key=lambda cf: reached[cf])
+
     tables = []
-    for name, curve in [*((name, CURVES["classic"]) for name in CLASSIC), (cf, learned)]:
-        table = rank_and_measure(Blend(metadata, final[name], curve, popular), outer, relevance=relevance)
-        tables.append(table.assign(cf=name, curve=curve.name))
+    for cf, curve in [*((name, CURVES["classic"]) for name in CLASSIC), (best_cf, learned[best_cf])]:
+        shipped = Blend(deepcopy(content), final[cf], curve, deepcopy(popularity)).fit(outer.train)
+        tables.append(rank_and_measure(shipped, outer, relevance=relevance).assign(cf=cf, curve=curve.name))
     return pd.concat(tables, ignore_index=True)
 
 
-def tune_warm(surfaces: Mapping[str, Floats], profiles: csr_matrix, alphas: Floats) -> tuple[str, AlphaCurve]:
-    """The collaborative model and the weights by profile size that rank best.
+def tune_ranges(values: Floats, n: Positions) -> tuple[list[int], Positions, float]:
+    """The best column in each of the five ranges of profile sizes that ``WARM_EDGES`` bound, and what it reaches.
 
-    The weight is free in each of the five ranges of sizes that ``WARM_EDGES`` bound; a range without users takes the
-    weight best overall.
+    A range without users takes the column best overall.
 
     Parameters
     ----------
-    surfaces : (U, A) ndcg per model
-    profiles : (U, I)
-    alphas : (A,)
+    values : (U, W) ndcg, NaN for users to leave out
+    n : (U,) ratings in each profile
+
+    Returns
+    -------
+    sizes on both sides of every edge, the column for each of them, mean ndcg
     """
-    bins = np.searchsorted(WARM_EDGES, np.diff(profiles.indptr), side="right")
-    found: dict[str, tuple[float, AlphaCurve]] = {}
-    for name in sorted(set(surfaces) - {"popularity"}):
-        surface = surfaces[name]
-        best = np.full(len(WARM_EDGES) + 1, np.nanmean(surface, axis=0).argmax())
-        for b in np.unique(bins[np.isfinite(surface[:, 0])]):
-            best[b] = np.nanmean(surface[bins == b], axis=0).argmax()
-        value = float(np.nanmean(np.take_along_axis(surface, best[bins][:, None], axis=1)))
-        sizes = tuple(n for edge in WARM_EDGES for n in (edge - 1, edge))
-        weights = tuple(float(alphas[b]) for pair in pairwise(best) for b in pair)
-        found[name] = value, AlphaCurve("learned", sizes, weights)
-    cf = max(found, key=lambda name: found[name][0])
-    return cf, found[cf][1]
+    bins = np.searchsorted(WARM_EDGES, n, side="right")
+    best = np.full(len(WARM_EDGES) + 1, np.nanmean(values, axis=0).argmax())
+    for b in np.unique(bins[np.isfinite(values[:, 0])]):
+        best[b] = np.nanmean(values[bins == b], axis=0).argmax()
+    reached = float(np.nanmean(np.take_along_axis(values, best[bins][:, None], axis=1)))
+    sizes = [size for edge in WARM_EDGES for size in (edge - 1, edge)]
+    return sizes, np.array([b for both in pairwise(best) for b in both]), reached

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple, Self
@@ -12,9 +12,13 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
+from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity, State
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scores
+
+Floats = NDArray[np.float64]
+COLLABORATIVE: dict[str, Any] = {m.name: m for m in (Popularity, SVD, KNN, ItemKNN, EASE)}  # what needs no metadata
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def sigmoid(low: float, high: float, middle: int, width: float) -> AlphaCurve:
 # n is a whole number, so the classic jump at 20 ratings is a steep piece between 19 and 20.
 CURVES: dict[str, AlphaCurve] = {
     "classic": AlphaCurve("classic", (5, 19, 20), (0.0, 0.3 * 14 / 15, 0.7)),
+    "ramp": AlphaCurve("ramp", (5, 20), (0.0, 0.7)),  # the classic ends without the jump between them
     "step": AlphaCurve("step", (4, 5, 19, 20), (0.0, 0.3, 0.3, 0.7)),
     "linear": linear(0.0, 0.7, 20),
     "sigmoid": sigmoid(0.0, 0.7, 12, 3.0),
@@ -84,6 +89,48 @@ def tunable_curves() -> dict[str, list[AlphaCurve]]:
         "linear": [linear(*end, full) for end, full in product(ends, (10, 20, 50))],
         "sigmoid": [sigmoid(*end, middle, width) for end, middle, width in product(ends, (5, 10, 20), (1.5, 4.0))],
     }
+
+
+def best_path(surface: Floats, cost: Floats) -> NDArray[np.int_]:
+    """The column to take in each row: the highest sum of ``surface`` less what changing columns costs.
+
+    Solved exactly by dynamic programming (Viterbi); ties go to the lower column. A cost of 0 takes every row's best,
+    an infinite cost of going down the best path that never falls (isotonic), a cost per distance a smooth one.
+
+    Parameters
+    ----------
+    surface : (S, A), a row a profile size in increasing order
+    cost : (A, A), of going from one column to another in the next row
+
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), np.zeros((2, 2))).tolist()
+    [0, 1, 0]
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), never_down(2)).tolist()
+    [0, 1, 1]
+    """
+    value, origins = surface[0], []
+    for row in surface[1:]:
+        reached = value[:, None] - cost
+        origins.append(reached.argmax(axis=0))
+        value = row + reached.max(axis=0)
+    path = [int(value.argmax())]
+    for origin in reversed(origins):
+        path.append(int(origin[path[-1]]))
+    return np.array(path[::-1])
+
+
+def never_down(size: int) -> Floats:
+    """(A, A) costs that forbid a lower column in the next row."""
+    return np.where(np.tri(size, k=-1, dtype=bool), np.inf, 0.0)
+
+
+def simplex(parts: int, step: float) -> Floats:
+    """(W, parts) all weights that are multiples of ``step`` and add up to 1, in lexical order.
+
+    >>> simplex(2, 0.5).tolist()
+    [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+    """
+    steps = round(1 / step)
+    return np.array([w for w in product(range(steps + 1), repeat=parts) if sum(w) == steps]) / steps
 
 
 def candidates(profiles: csr_matrix) -> NDArray[np.bool_]:
@@ -115,19 +162,139 @@ def normalise(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
     return scaled
 
 
-def blend(content: Scores, cf: Scores, alpha: ArrayLike, candidates: NDArray[np.bool_]) -> Scores:
-    """(1 - alpha) content + alpha cf, with ``content`` as it is and ``cf`` min-max normalised over the candidates.
+def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Scores made comparable over the candidates of each row, by one of the rules of ``NORMALISATIONS``.
+
+    ``raw``: as they are; ``min-max``: :func:`normalise`; ``z-score``: (s - mean) / standard deviation, 0 where all are
+    equal; ``rank``: 1 for the first candidate, falling evenly to 0 at the last; ``reciprocal rank``: 1 / (60 + rank)
+    (Cormack, Clarke, Buettcher 2009, Reciprocal rank fusion). Ranks count from 1, ties to the lower index.
 
     Parameters
     ----------
-    content : (B, I) float32 in [0, 1]
-    cf : (B, I) float32, any scale
-    alpha : scalar or (B,), in [0, 1]
-    candidates : (B, I) or (I,) bool, see :func:`normalise`
+    scores : (B, I) finite float32
+    candidates : (B, I) bool
+
+    >>> scores, mask = np.array([[0, 4, 2]], np.float32), np.ones((1, 3), bool)
+    >>> normalise_by("rank", scores, mask).tolist(), normalise_by("z-score", scores, mask).round(2).tolist()
+    ([[0.0, 1.0, 0.5]], [[-1.22, 1.22, 0.0]])
     """
-    weight = np.asarray(alpha, dtype=np.float64).reshape(-1, 1)
-    fused: Scores = (1.0 - weight).astype(np.float32) * content + weight.astype(np.float32) * normalise(cf, candidates)
+    if rule == "raw":
+        return scores
+    if rule == "min-max":
+        return normalise(scores, candidates)
+    if rule == "z-score":
+        mean = scores.mean(axis=1, where=candidates, keepdims=True)
+        spread = scores.std(axis=1, where=candidates, keepdims=True)
+        return np.asarray((scores - mean) / np.where(spread > 0, spread, 1), np.float32)
+    order = np.argsort(np.where(candidates, -scores, np.inf), axis=1, kind="stable")
+    place = np.empty(scores.shape, np.float32)
+    np.put_along_axis(place, order, np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
+    last = np.maximum(candidates.sum(axis=1, keepdims=True) - 1, 1)
+    fused: Scores = (1 - place / last if rule == "rank" else 1 / (RRF + 1 + place)).astype(np.float32)
     return fused
+
+
+RRF = 60  # of reciprocal rank fusion, as in its paper
+NORMALISATIONS = {  # content's rule, the collaborative score's rule
+    "classic": ("raw", "min-max"), "min-max": ("min-max", "min-max"), "z-score": ("z-score", "z-score"),
+    "rank": ("rank", "rank"), "reciprocal rank": ("reciprocal rank", "reciprocal rank"),
+}  # fmt: skip
+
+
+def weighted(parts: Sequence[Scores], weights: Floats) -> Scores:
+    """sum_p weights[:, p] parts[p], added in the order given, in float32.
+
+    Parameters
+    ----------
+    parts : P scores (B, I) float32
+    weights : (B, P), or (P,) for all rows alike
+    """
+    columns = np.atleast_2d(weights).astype(np.float32).T[:, :, None]
+    total: Scores = columns[0] * parts[0]
+    for weight, scores in zip(columns[1:], parts[1:], strict=True):
+        total += weight * scores
+    return total
+
+
+def scaled(model: Recommender, profiles: csr_matrix) -> Scores:
+    """(B, I) scores on [0, 1]: min-max over the candidates (:func:`normalise`); a :class:`Mixture` is there already."""
+    scores = model.scores(profiles)
+    return scores if isinstance(model, Mixture) else normalise(scores, candidates(profiles))
+
+
+class Mixture:
+    """Several collaborative models in one: score = sum_p w_p(n) s_p, each s_p min-max normalised over the candidates.
+
+    The weights add up to 1 at every number n of ratings in the profile, straight between the given sizes and constant
+    outside. A score therefore lies in [0, 1] and splits exactly into what each model adds (:meth:`portions`).
+
+    Parameters
+    ----------
+    parts : models by name, fitted by :meth:`fit` or before
+    sizes : S increasing profile sizes
+    weights : per part S weights
+
+    >>> import pandas as pd; from recsys_utils.interfaces import Scale
+    >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
+    >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
+    >>> mixture = Mixture({"popularity": Popularity()}, [1], {"popularity": [1.0]}).fit(data)
+    >>> mixture.scores(csr_matrix((1, 2), dtype=np.float32)).tolist()
+    [[1.0, 0.0]]
+    """
+
+    name = "mixture"
+
+    def __init__(
+        self, parts: Mapping[str, Recommender], sizes: Sequence[int], weights: Mapping[str, Sequence[float]]
+    ) -> None:
+        self.parts, self.sizes = dict(parts), tuple(sizes)
+        self.weights = {part: tuple(weights[part]) for part in parts}
+        total = sum(np.array(w) for w in self.weights.values())
+        if any(np.diff(self.sizes) <= 0) or np.shape(total) != (len(self.sizes),) or not np.allclose(total, 1):
+            raise InputError(f"A mixture's weights must add up to 1 at each of its sizes; got {sizes} and {weights}.")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Not yet fitted, from ``parts`` (settings by model name), ``sizes`` and ``weights``."""
+        parts = {part: COLLABORATIVE[part](**settings) for part, settings in value["parts"].items()}
+        return cls(parts, value["sizes"], value["weights"])
+
+    def fit(self, train: Interactions) -> Self:
+        for part in self.parts.values():
+            part.fit(train)
+        return self
+
+    def weights_at(self, n: ArrayLike) -> Floats:
+        """(B, P) weights for profiles of n (B,) ratings."""
+        return np.column_stack([np.interp(np.atleast_1d(n), self.sizes, w) for w in self.weights.values()])
+
+    def portions(self, profiles: csr_matrix) -> dict[str, Scores]:
+        """What each part adds to the scores, (B, I) float32 each; their sum, in this order, is the score."""
+        weights = self.weights_at(np.diff(profiles.indptr)).astype(np.float32)
+        return {part: weights[:, [p]] * scaled(model, profiles) for p, (part, model) in enumerate(self.parts.items())}
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(B, I) ratings -> (B, I) float32 in [0, 1]."""
+        parts = [scaled(model, profiles) for model in self.parts.values()]
+        return weighted(parts, self.weights_at(np.diff(profiles.indptr)))
+
+    def state(self) -> State:
+        """Plain arrays, those of a part under ``<part>.<name>``, for :meth:`from_state`."""
+        state: State = {"parts": np.array(list(self.parts)), "sizes": np.array(self.sizes)}
+        for part, model in self.parts.items():
+            state[f"weight.{part}"] = np.array(self.weights[part])
+            state |= {f"{part}.{key}": array for key, array in COLLABORATIVE[part].state(model).items()}
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Self:
+        names = [str(part) for part in state["parts"]]
+        own = {
+            part: {key.removeprefix(f"{part}."): v for key, v in state.items() if key.startswith(f"{part}.")}
+            for part in names
+        }
+        parts = {part: COLLABORATIVE[part].from_state(arrays) for part, arrays in own.items()}
+        return cls(parts, state["sizes"].tolist(), {part: state[f"weight.{part}"].tolist() for part in names})
 
 
 class Components(NamedTuple):
@@ -166,15 +333,14 @@ class Blend:
 
     def components(self, profiles: csr_matrix) -> Components:
         """What the scores are made of, for reasons and for the exported columns."""
-        cf = normalise(self.cf.scores(profiles), candidates(profiles))
+        cf = scaled(self.cf, profiles)
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
         return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 
     def scores(self, profiles: csr_matrix, parts: Components | None = None) -> Scores:
         """(B, I) ratings -> (B, I) float32 in [0, 1]; ``parts``, where already computed, spares doing so again."""
         content, cf, alpha, fallback = parts or self.components(profiles)
-        weight = alpha[:, None]
-        fused: Scores = (1.0 - weight).astype(np.float32) * content + weight.astype(np.float32) * cf
+        fused = weighted([content, cf], np.column_stack([1.0 - alpha, alpha]))
         if fallback.any():
             rows = profiles[fallback]
             fused[fallback] = normalise(self.popularity.scores(rows), candidates(rows))
@@ -188,41 +354,40 @@ def liked_counts(profiles: csr_matrix, liked: float) -> NDArray[np.int64]:
     return counts
 
 
-def alpha_surface(
-    content: Scores, cf: Scores, profiles: csr_matrix, relevant: csr_matrix, alphas: Iterable[float], k: int = 10
-) -> NDArray[np.float64]:
-    """ndcg@k of the blend for every profile and every alpha, without building any blended matrix.
+def ndcg_surface(
+    parts: Sequence[Scores], profiles: csr_matrix, relevant: csr_matrix, weights: Floats, k: int = 10,
+    order: NDArray[np.int_] | None = None,
+) -> Floats:  # fmt: skip
+    """ndcg@k of every profile under every weighting of the parts, without building any weighted matrix.
 
-    Equal to :func:`blend`, top k without the profile's films (ties to the lower index), ndcg; NaN where nothing is
-    relevant. About 1.5 ns per score and alpha.
+    Equal to :func:`weighted`, top k without the profile's films (ties to the film first in ``order``, by default the
+    lower index), ndcg; NaN where nothing is relevant. About 1 ns per score and weighting of two parts.
 
     Parameters
     ----------
-    content, cf : (B, I) float32; ``cf`` on any scale, it is min-max normalised over the candidates here
+    parts : P scores (B, I) float32, as they are to be weighted
     profiles, relevant : (B, I)
-    alphas : A weights in [0, 1]
+    weights : (W, P)
 
     Returns
     -------
-    (B, A) float64
+    (B, W) float64
     """
-    weights = np.asarray(list(alphas), dtype=np.float64)
-    scaled = normalise(cf, candidates(profiles))
-    discounts = 1.0 / np.log2(np.arange(2, k + 2))
-    surface: NDArray[np.float64] = _surface(
-        np.ascontiguousarray(content, dtype=np.float32), scaled, profiles.indptr, profiles.indices, relevant.indptr,
-        relevant.indices, (1.0 - weights).astype(np.float32), weights.astype(np.float32), discounts,
+    surface: Floats = _surface(
+        np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices,
+        np.asarray(weights, dtype=np.float32), 1.0 / np.log2(np.arange(2, k + 2)),
+        np.arange(profiles.shape[1]) if order is None else order,
     )  # fmt: skip
     return surface
 
 
 @njit(cache=True)
-def _surface(content, cf, seen_ptr, seen, relevant_ptr, relevant, content_weights, cf_weights, discounts):  # type: ignore[no-untyped-def]
-    rows, n_items = content.shape
+def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, order):  # type: ignore[no-untyped-def]
+    n_parts, rows, n_items = parts.shape
     k = len(discounts)
-    out = np.full((rows, len(cf_weights)), np.nan)
-    mine = np.empty(n_items, np.float32)
-    theirs = np.empty(n_items, np.float32)
+    out = np.full((rows, len(weights)), np.nan)
+    mine = np.empty((n_parts, n_items), np.float32)
+    score = np.empty(n_items, np.float32)
     hit = np.empty(n_items, np.bool_)
     best = np.empty(k, np.float32)
     place = np.empty(k, np.int64)
@@ -234,33 +399,40 @@ def _surface(content, cf, seen_ptr, seen, relevant_ptr, relevant, content_weight
         is_seen[seen[seen_ptr[u] : seen_ptr[u + 1]]] = True
         is_relevant = np.zeros(n_items, np.bool_)
         is_relevant[relevant[relevant_ptr[u] : relevant_ptr[u + 1]]] = True
-        m = 0  # candidates side by side, so that the loop over alphas reads memory in order
-        for i in range(n_items):
+        m = 0  # candidates side by side, so that the loops over them read memory in order
+        for i in order:
             if not is_seen[i]:
-                mine[m] = content[u, i]
-                theirs[m] = cf[u, i]
+                for p in range(n_parts):
+                    mine[p, m] = parts[p, u, i]
                 hit[m] = is_relevant[i]
                 m += 1
         ideal = discounts[: min(k, n_relevant)].sum()
-        for a in range(len(cf_weights)):
-            content_weight = content_weights[a]
-            cf_weight = cf_weights[a]
-            filled = 0
+        for w in range(len(weights)):
+            weight = weights[w, 0]
             for i in range(m):
-                score = content_weight * mine[i] + cf_weight * theirs[i]
-                if filled == k and score <= best[k - 1]:
+                score[i] = weight * mine[0, i]
+            for p in range(1, n_parts):
+                weight = weights[w, p]
+                for i in range(m):
+                    score[i] += weight * mine[p, i]
+            filled = 0
+            bar = np.float32(-np.inf)
+            for i in range(m):
+                if score[i] <= bar:
                     continue
                 j = filled if filled < k else k - 1
-                while j > 0 and best[j - 1] < score:
+                while j > 0 and best[j - 1] < score[i]:
                     best[j] = best[j - 1]
                     place[j] = place[j - 1]
                     j -= 1
-                best[j] = score
+                best[j] = score[i]
                 place[j] = i
                 filled = min(filled + 1, k)
+                if filled == k:
+                    bar = best[k - 1]
             gain = 0.0
             for j in range(filled):
                 if hit[place[j]]:
                     gain += discounts[j]
-            out[u, a] = gain / ideal
+            out[u, w] = gain / ideal
     return out

@@ -437,8 +437,19 @@ def _item_neighbours(indptr, items, deviation, similarity, user_base, item_base,
     n_items = len(item_base)
     out = np.empty((len(indptr) - 1, n_items), np.float32)
     sims, entry = np.empty(k), np.empty(k, np.int64)
+    sums, weights = np.empty(n_items), np.empty(n_items)
     for row in range(len(indptr) - 1):
         start, end = indptr[row], indptr[row + 1]
+        if end - start <= k:  # all are neighbours: add up whole rows of the symmetric matrix
+            sums[:], weights[:] = 0.0, 0.0
+            for e in range(start, end):
+                near = similarity[items[e]]
+                for i in range(n_items):
+                    sums[i] += near[i] * deviation[e]
+                    weights[i] += near[i]
+            for i in range(n_items):
+                out[row, i] = user_base[row] + item_base[i] + (sums[i] / weights[i] if weights[i] > 0 else 0.0)
+            continue
         for i in range(n_items):
             size = 0
             for e in range(start, end):

@@ -25,6 +25,7 @@ _LOOKS = {
     "knn": (_PETROFF[4], "D"),
     "item_knn": (_PETROFF[5], "P"),
     "ease": (_PETROFF[0], "o"),
+    "mixture": (_PETROFF[9], "*"),
     "blend": (_PETROFF[6], "X"),
     "latent_traits": (_PETROFF[7], "h"),
 }

@@ -422,13 +422,19 @@ def user_blocks(n_users: int, n_items: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n_users, step)]
 
 
+def tie_order(items: NDArray[np.object_]) -> NDArray[np.int_]:
+    """(I,) positions of the items in the order in which equal scores are ranked."""
+    order: NDArray[np.int_] = np.argsort(seeded_hash(items, _TIES), kind="stable")
+    return order
+
+
 def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -> metrics.Lists:
     """(B, k) lists for the users of a case, from a fitted model (scored in blocks of users) or from (B, I) scores.
 
     Ties are broken by a seeded hash of the item ids, not by their order: a catalogue numbered roughly by popularity (as
     ML-100K is) would otherwise lend popularity to a model that can't tell films apart.
     """
-    order = np.argsort(seeded_hash(case.train.items, _TIES), kind="stable")
+    order = tie_order(case.train.items)
     if isinstance(model_or_scores, np.ndarray):
         return metrics.top_k(model_or_scores, case.profiles, k, case.candidates, order)
     blocks = [case.profiles[block] for block in user_blocks(*case.profiles.shape)]

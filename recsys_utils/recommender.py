@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils import neighbours, own_ratings
-from recsys_utils.blend import AlphaCurve, Blend, Components
-from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
+from recsys_utils.blend import COLLABORATIVE, AlphaCurve, Blend, Components, Mixture
 from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
 from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
@@ -30,7 +29,7 @@ COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
     "tmdb_id", "imdb_id",
 ]  # fmt: skip
-MODELS: dict[str, Any] = {m.name: m for m in (ContentModel, Popularity, SVD, KNN, ItemKNN, EASE)}
+MODELS: dict[str, Any] = COLLABORATIVE | {m.name: m for m in (ContentModel, Mixture)}
 FALLBACK = "popularity_fallback"
 ME = "me"  # the user id of a person who gives a file of ratings
 BLOCK = 1024  # users scored at a time, so that memory stays at a few dense blocks
@@ -143,17 +142,27 @@ class Ladder:
         frame = frame.assign(reason=reasons)[COLUMNS]
         return frame.assign(contributions=contributions) if explain else frame
 
-    @cached_property
-    def additive(self) -> bool:
-        """Whether the collaborative score of a profile is the sum of the scores of its ratings taken singly.
+    @property
+    def cf_models(self) -> Mapping[str, Recommender]:
+        """The collaborative models behind ``blend.cf``, by name."""
+        cf = self.blend.cf
+        return cf.parts if isinstance(cf, Mixture) else {cf.name: cf}
 
-        True for linear models (EASE, item KNN without normalisation); tested on a made-up profile, not assumed.
+    @cached_property
+    def linear(self) -> set[str]:
+        """The collaborative models whose score of a profile is the sum of the scores of its ratings taken singly.
+
+        EASE and item KNN without normalisation are; tested on a made-up profile, not assumed.
         """
         n = min(5, len(self.items))
         top = np.argsort(-self.catalogue.popularity, kind="stable")[:n]
         ratings = np.full(n, self.blend.content.liked, np.float32)
         probe = csr_matrix((ratings, (np.zeros(n, int), top)), shape=(1, len(self.items)))
-        return bool(np.allclose(singly(self.blend.cf, probe).sum(axis=0), self.blend.cf.scores(probe)[0], atol=1e-4))
+        return {
+            name
+            for name, model in self.cf_models.items()
+            if np.allclose(singly(model, probe).sum(axis=0), model.scores(probe)[0], atol=1e-4)
+        }
 
 
 def blend_from(choice: Mapping[str, Any], items: pd.DataFrame, has_billing_order: bool) -> Blend:
@@ -165,8 +174,27 @@ def blend_from(choice: Mapping[str, Any], items: pd.DataFrame, has_billing_order
         max_features
     """
     content = ContentModel(items, has_billing_order=has_billing_order, **choice["content"])
-    cf = MODELS[choice["cf"]](**choice["settings"])
+    cf = collaborative_from(choice["cf"], choice["settings"])
     return Blend(content, cf, AlphaCurve.from_json(choice["curve"]), MODELS["popularity"]())
+
+
+def collaborative_from(name: str, settings: Mapping[str, Any]) -> Recommender:
+    """A collaborative model, not yet fitted, from what 06_alpha_curve says of it."""
+    model: Recommender = Mixture.from_json(settings) if name == Mixture.name else COLLABORATIVE[name](**settings)
+    return model
+
+
+def describe(choice: Mapping[str, Any]) -> str:
+    """The collaborative part of a default.json in words.
+
+    >>> describe({"cf": "mixture", "settings": {"parts": {"popularity": {}, "ease": {"reg": 5.0}}}})
+    'mixture of popularity, ease (reg 5.0)'
+    """
+    if choice["cf"] == Mixture.name:
+        parts = choice["settings"]["parts"].items()
+        return "mixture of " + ", ".join(describe({"cf": name, "settings": own}) for name, own in parts)
+    settings = ", ".join(f"{key} {value}" for key, value in choice["settings"].items() if key != "seed")
+    return f"{choice['cf']} ({settings})" if settings else str(choice["cf"])
 
 
 def recommend_file(
@@ -235,15 +263,18 @@ class Reasons:
     def sentences(self, items: NDArray[np.int32], explored: NDArray[np.bool_]) -> list[str]:
         """A sentence for each of n films."""
         if self.fallback:
-            content, cf = None, None
+            content, cf, popular = None, None, np.zeros(len(items), np.float32)
         else:
-            content, cf = self.content_by_film(items), self.cf_by_film(items)
+            parts = self.cf_parts(items)
+            content, cf = self.content_by_film(items), self.cf_by_film(items, parts)
+            popular = parts.get("popularity", (np.zeros(len(items), np.float32), None))[0]
         texts = []
         for column, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
             if content is None:
                 fits = f"{self._nothing_liked()} This is a popular {self.ladder.noun}: {self._raters(item)}."
             else:
-                fits = self._blended(item, content[:, column], None if cf is None else cf[:, column])
+                by_film = content[:, column], None if cf is None else cf[:, column]
+                fits = self._blended(item, *by_film, float(popular[column]))
             texts.append(self._exploration(item, items[:column], fits) if is_pick else fits)
         return texts
 
@@ -251,10 +282,8 @@ class Reasons:
         """For each of n films: the parts of its score, each with the rated films that add most to it in percent."""
         if self.fallback:
             return ["popularity"] * len(items)
-        parts = {
-            "content": ((1 - self.alpha) * self.content[items], self.content_by_film(items)),
-            "collaborative": (self.alpha * self.cf[items], self.cf_by_film(items)),
-        }
+        content = (1 - self.alpha) * self.content[items], self.content_by_film(items)
+        parts = {"content": content, **self.cf_parts(items)}
         return [
             " + ".join(f"{values[n]:.3f} {name}{self._films(shares, n)}" for name, (values, shares) in parts.items())
             for n in range(len(items))
@@ -278,17 +307,46 @@ class Reasons:
         shares: Scores = (rated @ model.vectors[items].T).toarray() * (likes[:, None] / length)
         return shares
 
-    def cf_by_film(self, items: NDArray[np.int32]) -> Scores | None:
-        """(R, n) share of each rating in the collaborative scores before normalising; None where not additive."""
-        return singly(self.ladder.blend.cf, self.profile)[:, items] if self.ladder.additive else None
+    def cf_by_film(
+        self, items: NDArray[np.int32], parts: dict[str, tuple[Scores, Scores | None]] | None = None
+    ) -> Scores | None:  # fmt: skip
+        """(R, n) share of each rating in what the linear collaborative models add; None where none is linear.
 
-    def _blended(self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None) -> str:
+        Of a single model before normalising; of a mixture in parts of the score, popularity left out. ``parts``, what
+        :meth:`cf_parts` gives, spares computing it again.
+        """
+        known = [(adds, shares) for adds, shares in (parts or self.cf_parts(items)).values() if shares is not None]
+        if not isinstance(self.ladder.blend.cf, Mixture):
+            return known[0][1] if known else None
+        scale = [np.divide(adds, sums, where=sums > 0, out=np.zeros_like(adds))
+                 for adds, sums in ((adds, shares.sum(axis=0)) for adds, shares in known)]  # fmt: skip
+        return sum(shares * each for (_, shares), each in zip(known, scale, strict=True)) if known else None
+
+    def cf_parts(self, items: NDArray[np.int32]) -> dict[str, tuple[Scores, Scores | None]]:
+        """What each collaborative model adds to the scores of n films, and (R, n) the share of each rating in its own
+        score before normalising, None where that is no sum over ratings."""
+        ladder = self.ladder
+        if isinstance(ladder.blend.cf, Mixture):
+            adds = {name: self.alpha * part[0, items] for name, part in ladder.blend.cf.portions(self.profile).items()}
+        else:
+            adds = {"collaborative": self.alpha * self.cf[items]}
+        shares = [
+            singly(model, self.profile)[:, items] if name in ladder.linear else None
+            for name, model in ladder.cf_models.items()
+        ]
+        return dict(zip(adds, zip(adds.values(), shares, strict=True), strict=True))
+
+    def _blended(
+        self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None, popular: float
+    ) -> str:  # fmt: skip
         by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
         if max(by_content, by_cf) == 0:
             return f"Nothing known links it to the {self.ladder.noun}s you liked; it fills the list."
         if by_content >= by_cf:
             film = int(content.argmax())
             return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
+        if popular > by_cf / 2:
+            return f"Counts most that it is popular: {self._raters(item)}."
         if cf is None or cf.max() <= 0:
             place, n = self._cf_place(item)
             return f"By the pattern of your {self.profile.nnz} ratings it is number {place} of {n} {self.ladder.noun}s."

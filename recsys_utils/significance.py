@@ -6,7 +6,7 @@ sums of per-user values (Owen & Eckles 2012). All intervals are two-sided 95 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -118,6 +118,15 @@ class Bootstrap:
         """Root of the ratio of per-user squared-error sums to rating counts; ``n`` counts users with ratings."""
         point, draws = self._ratio(squared, count)
         return _estimate(np.sqrt(point), np.sqrt(draws), int((count > 0).sum()))
+
+    def statistics(self, values: Values, of: Callable[[Values], Values]) -> list[Estimate]:
+        """Statistics of the columns' means: ``of`` maps means (..., M) of (U, M) values to (..., K) numbers.
+
+        "The weight at which the mean is highest" is ``of=lambda means: weights[means.argmax(axis=-1)][..., None]``.
+        """
+        point, draws = self._means(values)
+        n = int((~np.isnan(values)).any(axis=1).sum())
+        return [_estimate(value, column, n) for value, column in zip(of(point), of(draws).T, strict=True)]
 
     # ---- comparisons
 

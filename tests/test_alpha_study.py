@@ -8,25 +8,33 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from recsys_utils.alpha_study import (
+    CLOSE,
+    MIXTURE,
     NDCG,
+    WEIGHTS,
     AlphaStudy,
-    Parts,
+    best_setting,
+    choose,
+    crossfit_mixture,
     curve_value,
+    pair,
     rank_warm,
     study_alpha,
     surface_of,
+    surfaces,
     tune_curves,
-    tune_warm,
+    tune_mixture,
+    tune_ranges,
 )
-from recsys_utils.blend import CURVES, Blend
-from recsys_utils.collaborative import EASE, SVD, ItemKNN, Popularity
+from recsys_utils.blend import CURVES, Blend, Mixture
+from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale
 from recsys_utils.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure
 from recsys_utils.significance import Bootstrap
 
-SIZES = [0, 2, 5, 8]
+SIZES = [0, 2, 3, 8]
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +60,104 @@ def study(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame]) 
     return run(world, jobs=1)
 
 
-def run(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], jobs: int) -> AlphaStudy:
+SETTINGS = {
+    "svd": [SVD(n_factors=2, n_epochs=3)],
+    "knn": [KNN(k=5, min_support=1)],
+    "item_knn": [ItemKNN(k=1), ItemKNN(k=20)],
+    "ease": [EASE(reg=20.0), EASE(reg=5.0)],
+}
+
+
+def run(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], jobs: int, **more: bool) -> AlphaStudy:
     data, splits, films, users = world
-    settings = {"ease": [EASE(reg=20.0)], "item_knn": [ItemKNN(k=1), ItemKNN(k=20)]}
     content = dict.fromkeys(users["fold"], ContentModel(films))
     return study_alpha(
-        data, splits, users, content=content, popularity=Popularity(), settings=settings, sizes=SIZES,
-        alpha_step=0.25, jobs=jobs,
+        data, splits, users, content=content, popularity=Popularity(), settings=SETTINGS, sizes=SIZES, alpha_step=0.25,
+        seed=3, jobs=jobs, **more,
     )  # fmt: skip
 
 
-def test_learned_takes_the_best_weight_at_each_size_and_the_lower_of_two() -> None:
+def test_learned_takes_the_best_weight_at_each_size_and_isotonic_never_falls() -> None:
     surface = np.array([[0.1, 0.3, 0.3], [0.5, 0.2, 0.1], [0.0, 0.0, 0.9]])
     tuned = tune_curves(surface, np.array([1, 5, 20]), np.array([0.0, 0.5, 1.0]))
-    assert tuned["learned"].alphas == (0.5, 0.0, 1.0)
+    assert tuned["learned"].alphas == (0.5, 0.0, 1.0)  # ties: the lower
+    assert tuned["isotonic"].alphas == (0.0, 0.0, 1.0)  # .1 + .5 + .9 beats .3 + .2 + .9
     assert tuned["classic"] == CURVES["classic"]
-    assert set(tuned) == {"classic", "step", "linear", "sigmoid", "learned"}
+    assert set(tuned) == {*CURVES, "isotonic", "learned"}
 
 
-def test_curve_value_weighs_all_sizes_but_the_empty_profile_equally() -> None:
-    surface = np.array([[9.0, 9.0], [0.1, 0.2], [0.3, 0.5]])
-    # step: 0 at n = 1, .7 at n = 20, whose nearest grid alpha is 1; n = 0 does not count
-    assert curve_value(CURVES["step"], surface, np.array([0, 1, 20]), np.array([0.0, 1.0])) == (0.1 + 0.5) / 2
+def test_curve_value_weighs_all_sizes_equally_at_the_nearest_weight() -> None:
+    surface = np.array([[0.1, 0.2], [0.3, 0.5]])
+    # step: 0 at n = 1, .7 at n = 20, whose nearest grid alpha is 1
+    assert curve_value(CURVES["step"], surface, np.array([1, 20]), np.array([0.0, 1.0])) == (0.1 + 0.5) / 2
+
+
+def test_a_surface_leaves_out_the_empty_profile_and_sizes_nobody_has() -> None:
+    values = np.full((3, 4, 2), np.nan)
+    values[:, 0], values[:2, 1], values[1, 3] = 9.0, [[0.1, 0.2], [0.3, 0.4]], [0.5, 0.6]
+    surface, sizes = surface_of(values, [0, 1, 2, 5])
+    assert sizes.tolist() == [1, 5]
+    np.testing.assert_allclose(surface, [[0.2, 0.3], [0.5, 0.6]])
 
 
 def test_no_like_means_popularity_at_every_weight() -> None:
     films = pd.DataFrame({"item_id": list("abcd"), "genres": [["War"], ["War"], ["Love"], ["Love"]]})
     frame = pd.DataFrame({"user_id": ["x", "y", "z"], "item_id": ["a", "c", "c"], "rating": [5, 5, 5]})
     data = Interactions.from_frame(frame, scale=Scale(1, 5), items=films["item_id"])
-    cf = {"ease": EASE(reg=1.0).fit(data)}
-    parts = Parts(ContentModel(films).fit(data), Popularity().fit(data), cf)
+    models = {"content": ContentModel(films), "popularity": Popularity(), "ease": EASE(reg=1.0)}
+    for model in models.values():
+        model.fit(data)
     profiles = csr_matrix(np.array([[2, 0, 0, 0], [5, 0, 0, 0]], np.float32))
     relevant = csr_matrix(np.array([[0, 0, 1, 0], [0, 1, 0, 0]], np.float32))
-    found = parts.surfaces(profiles, relevant, {"ease": np.array([0.0, 1.0])})
+    ends = np.array([0.0, 1.0])
+    signals = {"ease": pair("content", "ease", ends), "popularity": pair("popularity", "popularity", ends[1:])}
+    found = surfaces(models, signals, profiles, relevant, data.scale.liked)
     assert found["ease"][0].tolist() == [1.0, 1.0]  # c is the most popular film
     assert found["ease"][1, 0] == 1.0  # by content the other War film
     assert found["popularity"][1, 0] < 1.0
+
+
+# ---- the mixture and the rule
+
+
+def mixed(good: int, users: int = 20, sizes: int = 2, gain: float = 0.05) -> np.ndarray:
+    """(U, S, W) ndcg of .2 for every mixture but one."""
+    values = np.full((users, sizes, len(WEIGHTS)), 0.2)
+    values[:, :, good] += gain
+    return values
+
+
+def test_the_mixture_takes_the_best_weights_and_changes_them_only_for_a_gain() -> None:
+    values = mixed(good=40)
+    values[:, 1, 41] = 0.2501  # better by less than the way there costs
+    found = tune_mixture(values, [1, 5])
+    assert found["sizes"] == [1, 5]
+    assert [found["weights"][part][0] for part in found["weights"]] == WEIGHTS[40].tolist()
+    assert all(first == second for first, second in found["weights"].values())
+
+
+def test_crossfitting_never_judges_users_by_weights_tuned_on_them() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.random((50, 1, len(WEIGHTS)))  # nothing to learn
+    assert noise.mean(axis=0).max() > 0.55  # what tuning and judging on the same users reports
+    assert crossfit_mixture(noise, [3]).mean() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("gain", "picked"), [(0.05, MIXTURE), (0.002, "ease"), (-0.05, "ease")])
+def test_the_rule_wants_a_gain_worth_the_weights(gain: float, picked: str) -> None:
+    single = np.full((20, 2, 3), [0.1, 0.15, 0.2])
+    validation = {"ease": single, "item_knn": single - 0.01, MIXTURE: single + gain, "popularity+ease": single + 9}
+    choice = choose(validation, mixed(40, gain=gain), [1, 5], np.array([0.0, 0.5, 1.0]), Bootstrap(20, 1, 200))
+    assert choice.cf == picked
+    assert choice.curve([1, 5]).min() > 0.75  # whatever form it has, the grid's 1 is the nearest
+    assert choice.gain.value == pytest.approx(max(gain, 0.0))  # a worse one is never tuned
+
+
+# ---- the protocol
+
+
+def column(study: AlphaStudy, data: Interactions, key: tuple[str, str, str, str], n: int | None) -> pd.Series:
+    return pd.Series(study.series[key][:, SIZES.index(n or 0)], index=data.users)
 
 
 @pytest.mark.parametrize("curve", ["classic", "step"])
@@ -97,11 +167,11 @@ def test_test_values_equal_ranking_the_blend(
     data, splits, films, users = world
     fold = 0
     train = data.of_users(fold_users(users, fold).fit)
-    blend = Blend(ContentModel(films), EASE(reg=20.0), CURVES[curve], Popularity()).fit(train)
+    reg = SETTINGS["ease"][int(study.settings.query("fold == 0 and cf == 'ease' and chosen")["candidate"].iloc[0])].reg
+    blend = Blend(ContentModel(films), EASE(reg), CURVES[curve], Popularity()).fit(train)
     for case in profile_size_cases(data, splits, users, fold, order="time", sizes=SIZES):
         expected = rank_and_measure(blend, case).set_index("user_id")[NDCG].dropna()
-        rows = study.users.query("order == 'time' and model == 'blend' and cf == 'ease' and curve == @curve")
-        got = rows[rows["n"] == case.n].set_index("user_id")[NDCG].reindex(expected.index)
+        got = column(study, data, ("time", "blend", "ease", curve), case.n).reindex(expected.index)
         np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
@@ -109,43 +179,87 @@ def test_a_model_alone_is_the_blend_at_one_and_orders_are_averaged(
     world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
 ) -> None:
     data, splits, _, users = world
-    model = EASE(reg=20.0).fit(data.of_users(fold_users(users, 1).fit))
+    reg = SETTINGS["ease"][int(study.settings.query("fold == 1 and cf == 'ease' and chosen")["candidate"].iloc[0])].reg
+    model = EASE(reg).fit(data.of_users(fold_users(users, 1).fit))
     per_order = []
     for order in ("random_0", "random_1"):
         (case,) = profile_size_cases(data, splits, users, 1, order=order, sizes=[8])
         has_like = (case.profiles.toarray() >= 4).any(axis=1)
         per_order.append(rank_and_measure(model, case).set_index("user_id")[NDCG][has_like])
     expected = (per_order[0] + per_order[1]).dropna() / 2
-    rows = study.users.query("order == 'random' and model == 'ease' and n == 8").set_index("user_id")[NDCG]
+    rows = column(study, data, ("random", "ease", "", ""), 8)
     np.testing.assert_allclose(rows.reindex(expected.index), expected, atol=1e-12)
 
 
-def test_every_user_is_tested_once_and_sums_agree(study: AlphaStudy) -> None:
-    assert not study.users.duplicated(["user_id", "order", "n", "model", "cf", "curve"]).any()
-    surface, sizes, alphas = surface_of(study.test, "random", "ease")
-    assert alphas.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    content = study.users.query("order == 'random' and model == 'content' and n >= 1").groupby("n")[NDCG].mean()
-    np.testing.assert_allclose(surface[:, 0], content.reindex(sizes))
+def test_the_mixture_of_a_fold_is_the_recommender_that_would_be_served(
+    world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
+) -> None:
+    data, splits, _, users = world
+    members = fold_users(users, 2)
+    train = data.of_users(members.fit)
+    own = study.settings[study.settings["fold"] == 2]
+    parts = {
+        "popularity": Popularity(),
+        "item_knn": SETTINGS["item_knn"][best_setting(own, "item_knn")],
+        "ease": SETTINGS["ease"][best_setting(own, "ease", 20)],
+    }
+    weights = tune_mixture(study.mixed["time"][members.validation], SIZES)
+    model = Mixture({name: type(part)(**vars_of(part)) for name, part in parts.items()}, **weights).fit(train)
+    (case,) = profile_size_cases(data, splits, users, 2, order="time", sizes=[8])
+    has_like = (case.profiles.toarray() >= 4).any(axis=1)
+    expected = rank_and_measure(model, case).set_index("user_id")[NDCG][has_like].dropna()
+    got = column(study, data, ("time", MIXTURE, "", ""), 8).reindex(expected.index)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def vars_of(model: object) -> dict[str, object]:
+    return {name: value for name, value in vars(model).items() if name in ("k", "shrink", "binarise", "reg")}
+
+
+def test_surfaces_and_series_agree(study: AlphaStudy) -> None:
+    surface, sizes = surface_of(study.test["random", "ease"], SIZES)
+    assert study.alphas.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    np.testing.assert_allclose(surface[:, 0], np.nanmean(study.matrix("content"), axis=0))
+    np.testing.assert_allclose(surface[:, -1], np.nanmean(study.matrix("ease"), axis=0))
+    assert study.sizes_of() == sizes.tolist() == [2, 3, 8]
+    table = study.per_user(np.arange(60).astype(str).astype(object))
+    assert not table.duplicated(["user_id", "order", "model", "cf", "curve", "n"]).any()
 
 
 def test_settings_and_pairs_come_from_validation(study: AlphaStudy) -> None:
-    chosen = study.settings[study.settings["chosen"]]
-    best = study.settings.groupby(["fold", "cf"])[NDCG].max()
-    np.testing.assert_array_equal(chosen.set_index(["fold", "cf"])[NDCG].sort_index(), best)
-    values = [value for _, _, value in study.pairs()]
-    assert len(values) == 2 * 5
-    assert values == sorted(values, reverse=True)
+    means = study.settings.groupby(["fold", "cf", "candidate"])[NDCG].mean()
+    chosen = study.settings[study.settings["chosen"]].groupby(["fold", "cf"])[NDCG].mean()
+    np.testing.assert_allclose(chosen, means.groupby(["fold", "cf"]).max())
+    choice = study.choose(Bootstrap(60, 1, 200))
+    assert choice.cf in {*SETTINGS, MIXTURE}
+    assert set(study.settings_of(MIXTURE, SETTINGS)) == {"parts", "sizes", "weights"}
+    for fold, name in zip(study.picks["fold"], study.picks["cf"], strict=True):
+        assert name in {*SETTINGS, MIXTURE}, fold
+
+
+def test_ceiling_and_normalisations_stand_at_the_few_sizes(study: AlphaStudy) -> None:
+    assert study.matrix("blend", "boosting", "ceiling", order=CLOSE).shape[1] == 1  # of 3, 10 and 30 only 3 is tested
+    plain = study.matrix("blend", "ease", "norm=classic", order=CLOSE)
+    assert np.isfinite(plain).sum() > 50
+    assert np.nanmean(study.matrix("blend", "ease", "norm=chosen", order=CLOSE)) > 0
+
+
+def test_without_text_and_time_stamps_content_and_the_time_order_leave(
+    world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
+) -> None:
+    bare = run(world, jobs=1, has_text=False, has_time=False)
+    assert {key[0] for key in bare.series} == {"random", CLOSE}
+    assert not any(key[1] == "content" or "classic" in key[3] for key in bare.series)
+    np.testing.assert_array_equal(bare.matrix("blend", "ease", "learned"), study.matrix("ease"))
+    assert bare.choose(Bootstrap(60, 1, 200)).curve([1, 50]).tolist() == [1, 1]
 
 
 def test_metric_rows_average_sizes_with_equal_weight(study: AlphaStudy) -> None:
-    ids = np.array(sorted(study.users["user_id"].unique()), dtype=object)
     rows = (
-        study.metric_rows(ids, Bootstrap(len(ids), seed=1, resamples=200))
-        .set_index(["model", "variant", "segment"])
-        .sort_index()
+        study.metric_rows(Bootstrap(60, seed=1, resamples=200)).set_index(["model", "variant", "segment"]).sort_index()
     )
     series = rows.loc["blend", "order=random;alpha=learned;cf=ease"]
-    assert series.loc["n=1-30", "value"] == pytest.approx(series.loc[["n=2", "n=5", "n=8"], "value"].mean())
+    assert series.loc["n=1-30", "value"] == pytest.approx(series.loc[["n=2", "n=3", "n=8"], "value"].mean())
     assert rows["n"].min() > 0
     assert not rows.index.duplicated().any()
 
@@ -154,26 +268,30 @@ def test_results_do_not_depend_on_jobs(
     world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
 ) -> None:
     parallel = run(world, jobs=2)
-    pd.testing.assert_frame_equal(parallel.users, study.users)
-    pd.testing.assert_frame_equal(parallel.validation, study.validation)
+    assert parallel.series.keys() == study.series.keys()
+    for key, values in study.series.items():
+        np.testing.assert_array_equal(parallel.series[key], values)
+    pd.testing.assert_frame_equal(parallel.settings, study.settings)
+
+
+# ---- whole histories
 
 
 def test_warm_weights_are_tuned_per_range_of_sizes() -> None:
-    profiles = csr_matrix(np.repeat([[1.0] * 10 + [0] * 20, [1.0] * 30], 2, axis=0))  # 10 and 30 ratings
-    good = np.array([[1.0, 0.0], [0.8, 0.0], [0.0, 0.9], [0.0, 1.0]])
-    cf, curve = tune_warm({"popularity": good + 9, "bad": good / 2, "good": good}, profiles, np.array([0.0, 1.0]))
-    assert cf == "good"
-    assert curve([5, 19, 20, 49]).tolist() == [0, 0, 1, 1]
+    values = np.array([[1.0, 0.0], [0.8, 0.0], [0.0, 0.9], [0.0, 1.0]])
+    sizes, path, reached = tune_ranges(values, np.array([10, 10, 30, 30]))
+    assert sizes[:4] == [19, 20, 49, 50]
+    assert path[:3].tolist() == [0, 1, 1]
+    assert reached == pytest.approx((1 + 0.8 + 0.9 + 1) / 4)
 
 
 def test_warm_rows_name_what_they_blend(
     world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame],
 ) -> None:
     data, splits, films, _ = world
-    settings = {"svd": [SVD(n_factors=2, n_epochs=5)], "knn": [ItemKNN(k=5)], "ease": [EASE(reg=20.0)]}
     found = rank_warm(
         data, splits["last20"].to_numpy(), splits["position_time"].to_numpy(), content=ContentModel(films),
-        popularity=Popularity(), settings=settings, alpha_step=0.5,
+        popularity=Popularity(), settings=SETTINGS, alpha_step=0.5,
     )  # fmt: skip
     assert {("svd", "classic"), ("knn", "classic")} < set(zip(found["cf"], found["curve"], strict=True))
     assert set(found["curve"]) == {"classic", "learned"}

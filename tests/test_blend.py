@@ -12,17 +12,24 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.blend import (
     CURVES,
+    NORMALISATIONS,
     AlphaCurve,
     Blend,
-    alpha_surface,
-    blend,
+    Mixture,
+    best_path,
     candidates,
     liked_counts,
     linear,
+    ndcg_surface,
+    never_down,
     normalise,
+    normalise_by,
     sigmoid,
+    simplex,
     tunable_curves,
-)  # fmt: skip
+    weighted,
+)
+from recsys_utils.collaborative import EASE, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scale, Scores
@@ -30,6 +37,11 @@ from recsys_utils.interfaces import InputError, Recommender, Scale, Scores
 finite = st.floats(-100, 100, width=32)
 unit = st.floats(0, 1, width=32)
 ALL = np.ones(6, dtype=bool)
+
+
+def fuse(content: Scores, cf: Scores, alpha: float, mask: np.ndarray) -> Scores:
+    """The classic blend of two blocks of scores."""
+    return weighted([content, normalise(cf, mask)], np.array([1 - alpha, alpha]))
 
 
 class Fixed:
@@ -107,7 +119,7 @@ def test_normalising_undoes_affine_maps(scores: Scores, factor: float, shift: fl
 
 @given(arrays(np.float32, (2, 6), elements=unit), arrays(np.float32, (2, 6), elements=finite), st.floats(0, 1))
 def test_fusion_is_bounded_by_its_parts(content: Scores, cf: Scores, alpha: float) -> None:
-    fused = blend(content, cf, alpha, ALL)
+    fused = fuse(content, cf, alpha, ALL)
     parts = np.stack([content, normalise(cf, ALL)])
     assert (fused >= parts.min(axis=0) - 1e-6).all()
     assert (fused <= parts.max(axis=0) + 1e-6).all()
@@ -118,17 +130,17 @@ def test_fusion_grows_with_each_part(content: Scores, cf: Scores, alpha: float, 
     anchored = np.concatenate([cf, [[-1, 2]]], axis=1).astype(np.float32)  # fixes min and max
     padded = np.concatenate([content, [[0, 0]]], axis=1).astype(np.float32)
     mask = np.ones(8, dtype=bool)
-    base = blend(padded, anchored, alpha, mask)
+    base = fuse(padded, anchored, alpha, mask)
     for part in ("content", "cf"):
         raised_content, raised_cf = padded.copy(), anchored.copy()
         (raised_content if part == "content" else raised_cf)[0, 0] += more
-        assert blend(raised_content, raised_cf, alpha, mask)[0, 0] >= base[0, 0]
+        assert fuse(raised_content, raised_cf, alpha, mask)[0, 0] >= base[0, 0]
 
 
 @given(arrays(np.float32, (2, 6), elements=unit), arrays(np.float32, (2, 6), elements=finite))
 def test_the_ends_of_alpha_are_the_parts(content: Scores, cf: Scores) -> None:
-    np.testing.assert_array_equal(blend(content, cf, 0.0, ALL), content)
-    np.testing.assert_array_equal(blend(content, cf, 1.0, ALL), normalise(cf, ALL))
+    np.testing.assert_array_equal(fuse(content, cf, 0.0, ALL), content)
+    np.testing.assert_array_equal(fuse(content, cf, 1.0, ALL), normalise(cf, ALL))
 
 
 # ---- the blend as a recommender
@@ -186,13 +198,114 @@ def test_surface_equals_sorting_every_blend(levels: int) -> None:
     relevant[2, 3] = True
     profiles, target = csr_matrix(seen.astype(np.float32)), csr_matrix(relevant.astype(np.float32))
     alphas = [0.0, 0.28, 0.5, 1.0]
-    surface = alpha_surface(content, cf, profiles, target, alphas)
+    weights = np.column_stack([1 - np.array(alphas), alphas])
+    surface = ndcg_surface([content, normalise(cf, candidates(profiles))], profiles, target, weights)
     assert np.isnan(surface[0]).all()
     assert (surface[1] == 1).all()
     for a, alpha in enumerate(alphas):
-        fused = blend(content, cf, alpha, candidates(profiles))
+        fused = fuse(content, cf, alpha, candidates(profiles))
         expected = [slow_ndcg(fused[u], seen[u], relevant[u], 10) for u in range(1, 12)]
         np.testing.assert_allclose(surface[1:, a], expected, atol=1e-12)
+
+
+def test_the_best_path_beats_every_other() -> None:
+    rng = np.random.default_rng(0)
+    surface, cost = rng.random((4, 3)), rng.random((3, 3))
+    every = [np.array(path) for path in np.ndindex(3, 3, 3, 3)]
+
+    def value(path: np.ndarray) -> float:
+        return float(surface[np.arange(4), path].sum() - cost[path[:-1], path[1:]].sum())
+
+    assert value(best_path(surface, cost)) == max(value(path) for path in every)
+    rising = [path for path in every if (np.diff(path) >= 0).all()]
+    best = max(rising, key=lambda path: surface[np.arange(4), path].sum())
+    assert best_path(surface, never_down(3)).tolist() == best.tolist()
+    assert best_path(np.zeros((2, 3)), np.zeros((3, 3))).tolist() == [0, 0]  # ties: the lower
+
+
+def test_simplex_holds_each_mixture_once() -> None:
+    weights = simplex(3, 0.25)
+    assert len(weights) == len(np.unique(weights, axis=0)) == 15  # (4 + 2 over 2)
+    assert (weights.sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("rule", sorted({rule for pair in NORMALISATIONS.values() for rule in pair}))
+def test_normalisations_keep_the_order_of_candidates(rule: str) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.permutation(24).reshape(2, 12).astype(np.float32)
+    mask = rng.random((2, 12)) < 0.7
+    mapped = normalise_by(rule, scores, mask)
+    for row in range(2):
+        before, after = scores[row][mask[row]], mapped[row][mask[row]]
+        assert np.argsort(before).tolist() == np.argsort(after).tolist()
+    if rule == "reciprocal rank":
+        assert mapped[0][mask[0]].max() == pytest.approx(1 / 61)
+    if rule == "z-score":
+        assert mapped[0][mask[0]].mean() == pytest.approx(0, abs=1e-6)
+
+
+# ---- mixtures
+
+
+@pytest.fixture(scope="module")
+def ratings() -> Interactions:
+    rng = np.random.default_rng(8)
+    user, item = np.nonzero(rng.random((40, 15)) < np.linspace(0.8, 0.2, 15))
+    frame = pd.DataFrame({"user_id": user.astype(str), "item_id": [f"i{i:02d}" for i in item]})
+    frame["rating"] = rng.integers(1, 6, len(frame))
+    return Interactions.from_frame(frame, scale=Scale(1, 5))
+
+
+def mixture(train: Interactions) -> Mixture:
+    weights = {"popularity": [1.0, 0.2], "item_knn": [0.0, 0.3], "ease": [0.0, 0.5]}
+    return Mixture({"popularity": Popularity(), "item_knn": ItemKNN(k=5), "ease": EASE(reg=5.0)}, [0, 4], weights).fit(
+        train
+    )
+
+
+def test_a_mixture_is_the_sum_of_its_portions(ratings: Interactions) -> None:
+    model, profiles = mixture(ratings), ratings.user_item
+    portions, scores = model.portions(profiles), model.scores(profiles)
+    np.testing.assert_array_equal(sum(portions.values()), scores)
+    assert scores.min() >= 0
+    assert scores.max() <= 1 + 1e-6
+    ease = normalise(model.parts["ease"].scores(profiles), candidates(profiles))
+    full = np.diff(profiles.indptr) >= 4
+    np.testing.assert_allclose(portions["ease"][full], 0.5 * ease[full], atol=1e-6)
+    nobody = csr_matrix((1, 15), dtype=np.float32)
+    np.testing.assert_array_equal(
+        model.scores(nobody), normalise(model.parts["popularity"].scores(nobody), candidates(nobody))
+    )
+    assert model.weights_at([2])[0] == pytest.approx([0.6, 0.15, 0.25])  # halfway
+
+
+def test_a_mixture_comes_back_from_its_arrays_and_from_json(ratings: Interactions) -> None:
+    model = mixture(ratings)
+    again = Mixture.from_state(model.state())
+    np.testing.assert_array_equal(again.scores(ratings.user_item), model.scores(ratings.user_item))
+    parts = {"popularity": {}, "item_knn": {"k": 5}, "ease": {"reg": 5.0}}
+    described = {"parts": parts, "sizes": [0, 4], "weights": model.weights}
+    told = Mixture.from_json(described).fit(ratings)
+    np.testing.assert_array_equal(told.scores(ratings.user_item), model.scores(ratings.user_item))
+
+
+def test_a_mixture_in_a_blend_is_not_normalised_again(ratings: Interactions) -> None:
+    films = pd.DataFrame({"item_id": ratings.items, "genres": [["War"] if i % 2 else ["Love"] for i in range(15)]})
+    model = mixture(ratings)
+    blended = Blend(
+        ContentModel(films).fit(ratings), model, AlphaCurve("half", (0,), (0.5,)), Popularity().fit(ratings)
+    )
+    parts = blended.components(ratings.user_item)
+    np.testing.assert_array_equal(parts.cf, model.scores(ratings.user_item))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [([1], {"popularity": [0.5]}), ([2, 1], {"popularity": [1.0, 1.0]}), ([1], {"popularity": [1.0, 0.0]})],
+)
+def test_weights_that_add_up_to_no_whole_are_refused(sizes: list[int], weights: dict[str, list[float]]) -> None:
+    with pytest.raises(InputError, match="add up to 1"):
+        Mixture({"popularity": Popularity()}, sizes, weights)
 
 
 def test_candidates_are_what_the_profile_lacks() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils.blend import CURVES, Blend
+from recsys_utils.blend import CURVES, Blend, Mixture
 from recsys_utils.bundle import MANIFEST, Bundle, _npz, write_bundle
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
@@ -63,8 +63,17 @@ def rehash(folder: Path, name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "cf",
-    [EASE(reg=5.0), ItemKNN(k=7), SVD(n_factors=3, n_epochs=2), KNN(user_based=True), KNN(user_based=False)],
-    ids=["ease", "item_knn", "svd", "knn-user", "knn-item"],
+    [
+        EASE(reg=5.0),
+        ItemKNN(k=7),
+        SVD(n_factors=3, n_epochs=2),
+        KNN(user_based=True),
+        KNN(user_based=False),
+        Mixture(
+            {"popularity": Popularity(), "ease": EASE(reg=5.0)}, [1, 9], {"popularity": [1, 0.1], "ease": [0, 0.9]}
+        ),
+    ],
+    ids=["ease", "item_knn", "svd", "knn-user", "knn-item", "mixture"],
 )
 def test_round_trip_bit_for_bit(train: Interactions, tmp_path: Path, cf: Recommender) -> None:
     before = make(train, cf)

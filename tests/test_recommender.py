@@ -9,12 +9,21 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_utils.blend import CURVES, AlphaCurve, Blend
-from recsys_utils.collaborative import EASE, SVD, Popularity
+from recsys_utils.blend import CURVES, AlphaCurve, Blend, Mixture
+from recsys_utils.collaborative import EASE, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scale
-from recsys_utils.recommender import COLUMNS, Ladder, Reasons, in_words, recommend_file, rung
+from recsys_utils.recommender import (
+    COLUMNS,
+    Ladder,
+    Reasons,
+    collaborative_from,
+    describe,
+    in_words,
+    recommend_file,
+    rung,
+)
 
 N_ITEMS = 40
 ALWAYS_CONTENT = AlphaCurve("content", (0,), (0.0,))
@@ -150,7 +159,7 @@ def test_content_shares_add_up_to_the_cosine(items: pd.DataFrame, train: Interac
 
 def test_collaborative_reason_names_the_rating_that_adds_most(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train, ALWAYS_CF)
-    assert rows.additive
+    assert rows.linear == {"ease"}
     mine = profile({0: 5, 5: 4, 12: 1, 30: 4})
     found = rows.recommend(mine, ["me"], n=3)
     best = int(found["item_id"].iloc[0])
@@ -167,7 +176,7 @@ def test_collaborative_reason_names_the_rating_that_adds_most(items: pd.DataFram
 
 def test_a_model_that_is_no_sum_gives_a_place_instead_of_a_film(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train, ALWAYS_CF, SVD(n_factors=4, n_epochs=5))
-    assert not rows.additive
+    assert rows.linear == set()
     found = rows.recommend(profile({0: 5, 5: 4, 12: 1}), ["me"], n=2)
     assert found["reason"].tolist() == [
         f"By the pattern of your 3 ratings it is number {place} of {N_ITEMS - 3} films." for place in (1, 2)
@@ -252,6 +261,51 @@ def test_contributions_split_the_score(items: pd.DataFrame, train: Interactions)
     assert content + cf == pytest.approx(first["score"], abs=1e-3)
     assert "Film" in first["contributions"]
     assert rows.recommend(profile({}), ["me"], n=1, explain=True)["contributions"].tolist() == ["popularity"]
+
+
+def mixed(weights: dict[str, list[float]]) -> Mixture:
+    return Mixture({"popularity": Popularity(), "item_knn": ItemKNN(k=9), "ease": EASE(reg=10.0)}, [1], weights)
+
+
+def test_a_mixture_is_explained_part_by_part(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(
+        items, train, AlphaCurve("most", (0,), (0.8,)), mixed({"popularity": [0.2], "item_knn": [0.3], "ease": [0.5]})
+    )
+    assert rows.linear == {"item_knn", "ease"}
+    mine = profile(dict.fromkeys(range(0, 20, 2), 5))
+    found = rows.recommend(mine, ["me"], n=5, explain=True)
+    for row in found.itertuples():
+        parts = dict(reversed(part.split(" ")[:2]) for part in row.contributions.split(" + "))
+        assert set(parts) == {"content", "popularity", "item_knn", "ease"}
+        assert sum(float(value) for value in parts.values()) == pytest.approx(row.score, abs=2.1e-3)  # four roundings
+        assert float(parts["content"]) == pytest.approx(0.2 * row.content_score, abs=5e-4)
+    assert found["alpha"].eq(0.8).all()
+    assert found["strategy"].eq("hybrid_collaborative_heavy").all()
+    best = np.array([int(found["item_id"].iloc[0])], np.int32)
+    components = rows.blend.components(mine)
+    why = Reasons(rows, mine, components.content[0], components.cf[0], 0.8, False)
+    shares = why.cf_by_film(best)
+    assert shares is not None
+    from_ratings = sum(float(adds[0]) for name, (adds, _) in why.cf_parts(best).items() if name != "popularity")
+    assert shares.sum() == pytest.approx(from_ratings, abs=1e-5)
+
+
+def test_a_mixture_led_by_popularity_says_so(items: pd.DataFrame, train: Interactions) -> None:
+    rows = ladder(items, train, ALWAYS_CF, mixed({"popularity": [0.9], "item_knn": [0.0], "ease": [0.1]}))
+    found = rows.recommend(profile({30: 5}), ["me"], n=1)
+    assert found["reason"].iloc[0].startswith("Counts most that it is popular: ")
+
+
+def test_default_json_is_built_and_described() -> None:
+    own = {
+        "parts": {"popularity": {}, "ease": {"reg": 5.0}},
+        "sizes": [1],
+        "weights": {"popularity": [0.4], "ease": [0.6]},
+    }
+    model = collaborative_from("mixture", own)
+    assert isinstance(model, Mixture)
+    assert model.weights == {"popularity": (0.4,), "ease": (0.6,)}
+    assert describe({"cf": "svd", "settings": {"n_factors": 5, "seed": 1}}) == "svd (n_factors 5)"
 
 
 def test_a_file_of_own_ratings(items: pd.DataFrame, train: Interactions, tmp_path: Path) -> None:
