@@ -27,12 +27,13 @@ DECISIONS = "11_decisions.csv"
 BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
 MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
-    "ease": "EASE", "blend": "blend as shipped (content + CF)",
+    "ease": "EASE", "neighbours": "neighbours (V1)", "latent_traits": "latent traits (V2)",
+    "blend": "blend as shipped",
 }  # fmt: skip
 # (protocol, metric, column title, words by which the variant that stands for a model is preferred)
 HEADLINE = (
     ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
-    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("diversity=none", "alpha=learned", "alpha=")),
+    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("as shipped", "alpha=learned", "alpha=")),
 )
 KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "alpha_curves": "Ranking quality by profile size for the learned and the classic curves and the baselines",
