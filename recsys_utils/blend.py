@@ -175,8 +175,8 @@ def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Sc
     candidates : (B, I) bool
 
     >>> scores, mask = np.array([[0, 4, 2]], np.float32), np.ones((1, 3), bool)
-    >>> normalise_by("rank", scores, mask).tolist(), normalise_by("z-score", scores, mask).round(2).tolist()
-    ([[0.0, 1.0, 0.5]], [[-1.22, 1.22, 0.0]])
+    >>> normalise_by("rank", scores, mask).tolist(), normalise_by("z-score", scores, mask).round(2).astype(str).tolist()
+    ([[0.0, 1.0, 0.5]], [['-1.22', '1.22', '0.0']])
     """
     if rule == "raw":
         return scores

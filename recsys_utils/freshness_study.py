@@ -18,7 +18,16 @@ from recsys_utils import metrics
 from recsys_utils.collaborative import KNN, SVD, Popularity, RatingModel, predict_by_surprise
 from recsys_utils.interactions import DAY, Interactions
 from recsys_utils.interfaces import USER, Recommender, Scores, child_rng
-from recsys_utils.protocols import Case, Timeline, measure, profile_size_cases, rank_and_measure, rank_lists, summarise
+from recsys_utils.protocols import (
+    Case,
+    Timeline,
+    measure,
+    profile_size_cases,
+    rank_and_measure,
+    rank_lists,
+    summarise,
+    tie_order,
+)
 from recsys_utils.significance import Bootstrap, Estimate, minimum_detectable_difference, verdict
 
 NDCG = "ndcg@10"
@@ -228,14 +237,14 @@ def _cached(
     """The rows of one fold's users, by profile size."""
     train = next(iter(cases.values())).train
     popular, fitted = Popularity().fit(train), deepcopy(model).fit(train)
-    tables = []
+    tables, order = [], tie_order(train.items)
     for n, case in ((n, cases[n]) for n in sizes if n in cases):
         now = rank_lists(_scores(fitted, popular, case.profiles), case)
         fresh = measure(now, case)[NDCG]
         for past, new in ((cases[n - new], new) for new in new_ratings if new < n):
             then = past.profiles[np.searchsorted(past.users, case.users)]
             scores = _scores(fitted, popular, then)
-            row, place = np.nonzero((cached := metrics.top_k(scores, then, 10)) >= 0)
+            row, place = np.nonzero((cached := metrics.top_k(scores, then, 10, order=order)) >= 0)
             ten = np.full_like(scores, -np.inf)
             ten[row, cached[row, place]] = scores[row, cached[row, place]]
             for name, values in {"ten": ten, "refilled": scores}.items():
