@@ -434,7 +434,7 @@ def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
     assert done.returncode == 0, done.stdout + done.stderr
     report = project / "reports" / name
     metrics = pd.read_csv(report / "tables" / "metrics.csv", keep_default_na=False, na_values={"value": [""]})
-    assert metrics[["value", "ci_low", "ci_high"]].notna().all(axis=None)
+    assert np.isfinite(metrics[["value", "ci_low", "ci_high", "n"]].to_numpy(np.float64)).all()
     variants, noun = " ".join(metrics["variant"]), tables.get("noun", "item")
     page = (report / "index.html").read_text(encoding="utf-8")
     assert ("can’t answer" in page or "can't answer" in page) == bool(lacks)
@@ -444,6 +444,9 @@ def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
     answers = {f["id"]: f["answer"] for f in json.loads((report / "findings.json").read_text(encoding="utf-8"))}
     assert not [text for text in answers.values() if re.search(r"\bnan\b", text)]
     assert f"{noun}s" in answers["data"]
+    assert noun == "film" or not [text for text in answers.values() if re.search(r"\bfilms?\b", text)]
+    about_genres = {metric.partition("@")[0] for metric in metrics["metric"]} & {"ild", "calibration_error"}
+    assert bool(about_genres) == ("no content model" not in lacks)  # the tables with text are those with genres
     found = pd.read_csv(report / "recommendations.csv", dtype=str, keep_default_na=False)
     assert found["user_id"].str.startswith("own_").all()
     assert not found["reason"].str.contains("film").any() or noun == "film"
