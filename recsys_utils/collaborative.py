@@ -25,7 +25,7 @@ from scipy.sparse import csc_matrix, csr_matrix, issparse
 from recsys_utils import fast_grid
 from recsys_utils.fast_grid import SHRINKAGE
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, Recommender, Scores, child_seed
+from recsys_utils.interfaces import InputError, Recommender, Scale, Scores, child_seed
 
 SURPRISE_MATRICES = 5  # that its pearson_baseline fills: counts, products, two squares, similarities
 DENSE_BYTES = 3_600_000_000  # the most that dense matrices of all pairs may take: EASE on 15,000 items
@@ -180,7 +180,8 @@ class SVD(_RatingModel):
 
     A profile of n ratings is folded in by ridge regression:
     ``min over (b, p) of sum_i (r_i - mu - b_i - b - p.q_i)^2 + reg n (b^2 + |p|^2)``; Surprise's gradient steps pay
-    the penalty once per rating, hence the n. An empty profile scores ``mu + b_i``. Paper: Koren, Bell, Volinsky,
+    the penalty once per rating, hence the n. An empty profile scores ``mu + b_i``. On scales more than 20 points wide
+    ratings are divided first, so that the scale spans 4 (``Scale.svd_unit``). Paper: Koren, Bell, Volinsky,
     "Matrix factorization techniques for recommender systems", Computer 42 (2009).
 
     Parameters
@@ -212,15 +213,21 @@ class SVD(_RatingModel):
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
+        train, _ = fast_grid.in_svd_units(train)
         _, _, item_bias, _, item_factors = next(fast_grid.svd_fits(train, [self]))
         self.mean = np.asarray(train.user_item.data.mean(dtype=np.float64))
         self.item_bias, self.item_factors = item_bias.copy(), item_factors.copy()
         return self
 
+    @property
+    def unit(self) -> float:
+        """Rating points in which the mean, biases and factors are: 1 but on wide scales."""
+        return Scale(*self.bounds[:2].tolist()).svd_unit
+
     def fold_in(self, profiles: csr_matrix) -> Floats:
         """(users, 1 + n_factors): bias and factors of each profile, zeros for an empty one."""
         profiles = _checked(profiles, len(self.item_bias))
-        residual = profiles.data - self.mean - self.item_bias[profiles.indices]
+        residual = profiles.data / self.unit - self.mean - self.item_bias[profiles.indices]
         design = np.column_stack([np.ones(len(self.item_bias)), self.item_factors])
         folded: Floats = _ridge_rows(profiles.indptr, profiles.indices, residual, design, self.reg)
         return folded
@@ -231,6 +238,7 @@ class SVD(_RatingModel):
         design = np.vstack([np.ones(len(self.item_bias)), self.item_factors.T]).astype(np.float32)
         scores: Scores = weights @ design
         scores += (self.mean + self.item_bias).astype(np.float32)
+        scores *= np.float32(self.unit)
         return scores
 
 
@@ -735,6 +743,7 @@ def predict_by_surprise(train: Interactions, test: Interactions, option: RatingM
     """
     if isinstance(option, KNN):
         refuse_dense("Surprise's KNN", option.compared(train.shape), SURPRISE_MATRICES, "Use fast_grid.predictions.")
+    train, unit = fast_grid.in_svd_units(train) if isinstance(option, SVD) else (train, 1.0)
     algorithm = option.algorithm().fit(surprise_trainset(train))
     pairs = zip(test.user.tolist(), test.item.tolist(), strict=True)
-    return np.array([algorithm.predict(user, item).est for user, item in pairs])
+    return unit * np.array([algorithm.predict(user, item).est for user, item in pairs])

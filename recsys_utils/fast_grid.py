@@ -13,6 +13,7 @@ BLAS, whose dot products differ in the last digit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix
 
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import child_rng
+from recsys_utils.interfaces import Scale, child_rng
 
 TOGETHER = 4  # settings of SVD that advance together; the unrolled lines of _dots
 SHRINKAGE = 100  # Surprise's default for pearson_baseline
@@ -119,6 +120,14 @@ def predictions(train: Interactions, test: Interactions, options: Sequence[Any])
 # ---- SVD
 
 
+def in_svd_units(train: Interactions) -> tuple[Interactions, float]:
+    """The ratings as SVD takes them, and its unit (``Scale.svd_unit``), by which its predictions are multiplied."""
+    scale, unit = train.scale, train.scale.svd_unit
+    if unit == 1:
+        return train, unit
+    return replace(train, rating=train.rating / np.float32(unit), scale=Scale(scale.lo / unit, scale.hi / unit)), unit
+
+
 def svd_fits(
     train: Interactions, options: Sequence[SvdSetting]
 ) -> Iterator[tuple[int, Floats, Floats, Floats, Floats]]:
@@ -150,11 +159,12 @@ def svd_fits(
 
 def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting]) -> Floats:
     out = np.empty((len(options), len(test)))
+    train, unit = in_svd_units(train)
     mean = train.user_item.data.mean(dtype=np.float64)
     for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options):
         dots = np.einsum("nf,nf->n", item_factors[test.item], user_factors[test.user])
         out[place] = ((mean + user_bias[test.user]) + item_bias[test.item]) + dots
-    return out
+    return out * unit
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

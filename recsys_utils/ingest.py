@@ -138,14 +138,14 @@ def limits(items: pd.DataFrame, ratings: pd.DataFrame, *, has_time: bool, noun: 
     >>> films = catalogue.merge(pd.DataFrame({"item_id": ["1"], "title": ["Heat"], "year": [1995]})).items
     >>> for sentence in limits(films, pd.DataFrame({"user_id": ["a"] * 12}), has_time=True, noun="film"):
     ...     print(sentence)
-    Nothing is known about a film but its id and title: there is no content model, and no answer on what content adds.
+    Nothing is known about any film but its id and title: there is no content model, and no answer on what content adds.
     """
     few = int((ratings[USER].value_counts() < FEWEST).sum())
     genres, text = (any(items[list(fields)].map(len).any()) for fields in (("genres",), (*catalogue.LISTS, "overview")))
     found = {
         "There are no time stamps: nothing is tested on the future, each user's last fifth is a random fifth, and "
         "profiles grow in random order only.": not has_time,
-        f"Nothing is known about a {noun} but its id and title: there is no content model, and no answer on what "
+        f"Nothing is known about any {noun} but its id and title: there is no content model, and no answer on what "
         "content adds.": not text,
         f"No {noun} has a genre: genre strategies, genre distances and calibration are left out.": text and not genres,
         f"No {noun} has a title: lists show ids.": bool((items["title"] == items[ITEM]).all()),

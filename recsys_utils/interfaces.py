@@ -54,6 +54,18 @@ class Scale:
             return float(self.liked_override)
         return self.lo + 0.75 * (self.hi - self.lo)
 
+    @property
+    def svd_unit(self) -> float:
+        """Rating points that SVD counts as one: a quarter of a scale more than 20 points wide, else 1.
+
+        On wide scales gradient descent with a step laid out for stars would overflow.
+
+        >>> Scale(1, 5).svd_unit, Scale(1, 100).svd_unit
+        (1.0, 24.75)
+        """
+        width = self.hi - self.lo
+        return width / 4 if width > 20 else 1.0
+
 
 @runtime_checkable
 class Recommender(Protocol):

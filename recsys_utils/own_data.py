@@ -238,6 +238,8 @@ def _scaled(
     upper = float((frame[RATING] > (low + high) / 2).mean())
     odd = f" Only {upper:.2%} lie in its upper half: are the highest mistakes?" if upper < 0.01 else ""
     say(f"The rating scale is {low:g} to {high:g}, {steps} ({source}).{odd}")
+    if (unit := Scale(low, high).svd_unit) != 1:
+        say(f"SVD learns from ratings divided by {unit:g}, since its settings are laid out for scales of four points.")
     return frame[on], (low, high)
 
 

@@ -63,7 +63,7 @@ class OwnRatings:
     def report(self) -> str:
         """One paragraph: how many ratings count, on which scale, and which titles don't."""
         views = f" and {len(self.views)} view(s)" if self.views else ""
-        text = f"{len(self.frame)} rating(s){views} matched a film of the catalogue"
+        text = f"{len(self.frame)} rating(s){views} matched the catalogue"
         text += f" ({self.matched:.1%} of {self.total}; {self.source})."
         if self.unmatched:
             text += f" {len(self.unmatched)} title(s) did not and are left out: {listed(self.unmatched)}."

@@ -157,7 +157,7 @@ def index_page(
     if limits := data.get("limits"):
         parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
     if (noun := data.get("noun", "film")) != "film":
-        parts += [f"Where the fixed text of a notebook speaks of a *film*, it means a *{noun}* of these data.\n"]
+        parts += [f"Where the fixed text of a notebook speaks of *films*, it means the *{noun}s* of these data.\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
     parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]

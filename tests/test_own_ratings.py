@@ -255,7 +255,7 @@ def test_every_export_gives_the_same_ratings(given, kind: str, content: str | by
     assert rows(read) == [("10", 5.0), ("20", 1.0)]
     assert (read.matched, read.unmatched) == (1.0, ())
     assert read.source.startswith(f"{kind}, ")
-    assert "2 rating(s) matched a film of the catalogue (100.0% of 2" in read.report
+    assert "2 rating(s) matched the catalogue (100.0% of 2" in read.report
 
 
 @pytest.mark.parametrize("name", ["tconst", "imdb_id", "imdbId", "tmdb_id", "movieId", "title"])
