@@ -175,7 +175,7 @@ def elicit(
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="questions at most")] = 20,
 ) -> None:
-    """Ask about the films whose ratings tell most about a new user (see 08_elicitation)."""
+    """Ask a new user about films, in the order that 08_elicitation chose; the answers are a ratings file."""
     from recsys_utils.bundle import Bundle
     from recsys_utils.elicitation import interview
 

@@ -71,13 +71,16 @@ def what_would_change(row: Mapping[str, Any], p_holm: float) -> str:
 
     A half-width h shrinks as 1 / sqrt(users): the interval reaches 0 at (h / value)^2 times as many users.
 
-    >>> what_would_change({"value": .1, "ci_low": .08, "ci_high": .12, "margin": .01, "verdict": "better"}, .001)
-    'fewer than 4 % of these users, or a margin above 0.08'
+    >>> row = {"value": .1, "ci_low": .08, "ci_high": .12, "n": 900, "margin": .01, "verdict": "better"}
+    >>> what_would_change(row, .001)
+    'fewer than 36 users, or a margin above 0.08'
     """
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
     half, nearest, farthest = (high - low) / 2, min(abs(low), abs(high)), max(abs(low), abs(high))
     if row["verdict"] in ("better", "worse"):
-        text = f"fewer than {100 * (half / value) ** 2:.2g} % of these users, or a margin above {nearest:.2g}"
+        users = (half / value) ** 2 * row["n"]
+        fewer = f"fewer than {users:.0f} users" if users >= 20 else "hardly fewer users"
+        text = f"{fewer}, or a margin above {nearest:.2g}"
         return text + ("" if p_holm <= FAMILY_ERROR else "; it does not survive the correction for several questions")
     if row["verdict"] == "tie":
         return f"a margin below {farthest:.2g}"
@@ -110,8 +113,9 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, at in (("decisions.csv", "tables/11_decisions.csv"), ("metrics.csv", "tables/metrics.csv")):
         path = next((p for p in (folder / name, folder / at) if p.is_file()), None)
         if path is None:
-            runs = ", ".join(sorted(p.name for p in folder.parent.glob("*") if p.is_dir())) or "none"
-            raise InputError(f"{folder} holds no finished report ({at} is missing); reports there: {runs}.")
+            finished = {p.name for p in folder.parent.glob("*") if (p / name).is_file() or (p / at).is_file()}
+            runs = ", ".join(sorted(finished))
+            raise InputError(f"{folder} holds no finished report ({at} is missing); reports there: {runs or 'none'}.")
         tables.append(pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}))
     return tables[0], tables[1]
 

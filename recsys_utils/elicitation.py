@@ -369,10 +369,15 @@ def interview(questions: pd.DataFrame, scale: Scale, out: Path, ask: Callable[[s
     ------
     InputError : ``out`` holds something else.
     """
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"{out} can't be written: name a file in a folder that exists.")
     columns = [ITEM, "title", "year", RATING]
     given = pd.DataFrame(columns=columns, dtype=object)
     if out.exists():
-        given = pd.read_csv(out, dtype=str, keep_default_na=False)
+        try:
+            given = pd.read_csv(out, dtype=str, keep_default_na=False)
+        except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
+            raise InputError(f"{out} is no table of an earlier interview; name another file.") from None
         if list(given.columns) != columns:
             raise InputError(
                 f"{out} holds {', '.join(given.columns)}, not answers of an earlier interview; name another."

@@ -28,18 +28,24 @@ BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
 MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
     "ease": "EASE", "neighbours": "neighbours (V1)", "latent_traits": "latent traits (V2)",
-    "blend": "blend as shipped",
+    "blend": "blend, tuned on this split, before diversity",
 }  # fmt: skip
 # (protocol, metric, column title, words by which the variant that stands for a model is preferred)
 HEADLINE = (
     ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
-    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("as shipped", "alpha=learned", "alpha=")),
+    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "alpha=")),
 )
 KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "alpha_curves": "Ranking quality by profile size for the learned and the classic curves and the baselines",
     "models": "Rating error and ranking quality of each model, with intervals",
     "diversity_tradeoff": "What each diversity strategy costs in accuracy and gains in variety",
 }
+READING = (
+    "*p* tests a difference of zero, corrected for all questions of the table together; a *tie* with a small p is a "
+    "difference that exists and is smaller than the margin. Each protocol chooses settings of its own, so a model's "
+    "two columns above may belong to different settings; SVD's and KNN's lists are their highest predicted ratings, "
+    "often of items that few have seen."
+)
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
 html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
@@ -61,7 +67,7 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
   padding: .25rem .7rem; text-align: right; vertical-align: top; }
 .cell_output table tbody th { font-weight: normal; }
 .cell_output table td:first-child, .cell_output table th:first-child { text-align: left; white-space: nowrap; }
-.cell_output table td { max-width: 26rem; }
+.cell_output table td { max-width: 26rem; white-space: normal; }
 .cell_output img, img { max-width: 100%; height: auto; }
 math { font-size: 1.08em; } div.math { display: block; overflow-x: auto; padding: .4rem 0; text-align: center; }
 div.cell details.hide { margin: .2rem 0; } div.cell details.hide summary { font-size: .8rem; opacity: .75; }
@@ -153,7 +159,7 @@ def index_page(
             *_key_figures(report),
         ]
     if table := decision_summary(report / "tables" / DECISIONS):
-        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n"]
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
     if limits := data.get("limits"):
         parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
     if (noun := data.get("noun", "film")) != "film":

@@ -48,7 +48,7 @@ def test_without_contrasts_the_table_keeps_its_columns() -> None:
 @pytest.mark.parametrize(
     ("value", "half", "expected"),
     [
-        (0.1, 0.05, "fewer than 25 % of these users, or a margin above 0.05"),  # (.05 / .1)^2
+        (0.1, 0.05, "fewer than 25 users, or a margin above 0.05"),  # (.05 / .1)^2 of 100
         (0.002, 0.004, "a margin below 0.006"),
         (0.004, 0.012, "about 4.0 times as many users, if the difference stays what it is"),  # (.012 / (.01 - .004))^2
         (0.02, 0.04, "about 4.0 times as many users, if the difference stays what it is"),  # (.04 / .02)^2
