@@ -51,7 +51,7 @@ def points(folder: Path, size: Size = SMALL) -> dict[str, str]:
 
 def few(folder: Path) -> dict[str, str]:
     """8,000 ratings and nothing else: no header, colons between; many users with a handful of ratings."""
-    data = generate(Size(users=300, items=400, ratings=10_000))
+    data = generate(Size(users=300, items=400, ratings=16_000))
     ratings = data.ratings.groupby("user_id").head(60)
     some = child_rng(0, "few").permutation(ratings["user_id"].unique())[:120]
     short = ratings["user_id"].isin(some)
