@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,17 +62,15 @@ def test_outside_the_project_the_way_in_is_named(tmp_path: Path) -> None:
 
 def test_help_lists_the_commands() -> None:
     shown = recsys("--help").stdout
-    for command in ("run", "fetch", "recommend", "publish", "readme", "reference"):
+    for command in ("run", "fetch", "recommend", "publish", "readme", "reference", "compare", "elicit"):
         assert command in shown
 
 
 class TestOnTheSmokeRun:
-    def test_a_repeat_is_quick(self, smoke_run: Path) -> None:
-        begun = time.perf_counter()
+    def test_a_repeat_does_nothing(self, smoke_run: Path) -> None:
         done = recsys("run", "params/smoke.yaml")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Nothing changed" in done.stdout
-        assert time.perf_counter() - begun < 10  # 1-2 s on an idle machine; tests run side by side
 
     def test_recommendations_for_a_file(self, smoke_run: Path, tmp_path: Path) -> None:
         items = [line.split(",")[2] for line in (smoke_run / "recommendations.csv").read_text().splitlines()[1:9]]
