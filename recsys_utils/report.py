@@ -44,7 +44,7 @@ READING = (
     "*p* tests a difference of zero, corrected for all questions of the table together; a *tie* with a small p is a "
     "difference that exists and is smaller than the margin. Each protocol chooses settings of its own, so a model's "
     "two columns above may belong to different settings; SVD's and KNN's lists are their highest predicted ratings, "
-    "often of items that few have seen. The blend of that table is tuned for whole histories; what ships serves all sizes."
+    "often of items that few have seen. The blend there is tuned for whole histories; what ships serves all sizes."
 )
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
