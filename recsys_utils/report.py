@@ -66,7 +66,7 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
 .cell_output table th, .cell_output table td { border: 0; border-bottom: 1px solid var(--pst-color-border);
   padding: .25rem .7rem; text-align: right; vertical-align: top; }
 .cell_output table tbody th { font-weight: normal; }
-.cell_output table td:first-child, .cell_output table th:first-child { text-align: left; white-space: nowrap; }
+.cell_output table td:first-child, .cell_output table th:first-child { text-align: left; min-width: 7rem; }
 .cell_output table td { max-width: 26rem; white-space: normal; }
 .cell_output img, img { max-width: 100%; height: auto; }
 math { font-size: 1.08em; } div.math { display: block; overflow-x: auto; padding: .4rem 0; text-align: center; }
