@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -116,6 +118,25 @@ def digest_of(path: Path, algorithm: str) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+@contextmanager
+def alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Be the only process that fills ``folder``; others wait, and say so.
+
+    The lock is the kernel's, on the folder itself, and ends with the process that holds it: no stale one can exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Another process is fetching into {folder}: waiting for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _transient(error: BaseException) -> bool:

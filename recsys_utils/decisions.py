@@ -49,7 +49,7 @@ def decision_table(findings: Sequence[Mapping[str, Any]], primaries: Sequence[Ma
     answers = {finding["id"]: finding for finding in findings}
     unanswered = sorted({row["question"] for row in primaries} - answers.keys())
     if unanswered:
-        raise ValueError(f"primary contrast(s) without a finding: {', '.join(unanswered)}")
+        raise ValueError(f"no finding answers the primary contrasts of {', '.join(unanswered)}")
     adjusted = holm([row["p"] for row in primaries])
     return pd.DataFrame(
         columns=COLUMNS,

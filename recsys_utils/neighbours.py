@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.collaborative import _checked, _RatingModel, _row_means
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores
+from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores, counted
 from recsys_utils.protocols import LeakError
 
 Floats = NDArray[np.float64]
@@ -221,6 +221,12 @@ class Neighbours(_RatingModel):
         return other
 
     # ---- asking
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """(N,) every rating of the store."""
+        lo, step, _, bits = self.grid
+        return np.asarray(lo + step * (self.rows & ((1 << int(bits)) - 1)), np.float32)
 
     def nearest(self, profile: csr_matrix) -> Nearest:
         """The neighbours of one profile (1, I)."""
@@ -450,7 +456,8 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     agree = [column[column & ((1 << bits) - 1) == c] >> bits for column, c in zip(columns, code, strict=True)]
     same = reduce(np.intersect1d, agree) if n >= model.min_overlap else np.zeros(0)
     if same.size:
-        raise LeakError(f"{same.size} training user(s) gave all {n} ratings of the profile; leave them out of the fit")
+        who = counted(same.size, "training user")
+        raise LeakError(f"{who} gave all {n} ratings of the profile: to be left out of the fit")
     found = []
     for hidden in range(n):
         rest = np.arange(n) != hidden

@@ -19,7 +19,7 @@ import sqlalchemy as sql
 from sqlalchemy.engine import URL
 
 from recsys_utils.exports import parse_scale
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 
 PREFIX = "real_"
 """Goes before every user id of the store; a data set's users carry another one, so no id can stand for two people."""
@@ -97,7 +97,7 @@ def read(url: URL) -> pd.DataFrame:
     if bad.any():
         shown = found.loc[bad, ["movie_id", RATING]].iloc[0].tolist()
         raise InputError(
-            f"The ratings store {_shown(url)} holds {int(bad.sum())} row(s) that are no ratings; the first has "
+            f"The ratings store {_shown(url)} holds {counted(int(bad.sum()), 'bad row')}; the first has "
             f"movie_id {shown[0]!r} and rating {shown[1]!r}. Each row needs a user_id, a whole movie_id and a number."
         )
     moments = pd.to_datetime(found["created_at"], utc=True, errors="coerce", format="ISO8601")
@@ -182,7 +182,7 @@ def merge_store(
     off = found[~found[RATING].between(own.lo, own.hi)]
     if len(off):
         raise InputError(
-            f"{len(off)} rating(s) of the ratings store lie outside the scale {own.lo:g}-{own.hi:g}, the first is "
+            f"The store's ratings outside the scale {own.lo:g}-{own.hi:g}: {len(off):,}, the first "
             f"{off[RATING].iloc[0]:g}. If the store uses another scale, name it (dataset.store_scale: 0.5-5)."
         )
     films = items.dropna(subset="tmdb_id").drop_duplicates("tmdb_id")
@@ -203,9 +203,10 @@ def merge_store(
         "reachable": True, "users": int(real[USER].nunique()), "ratings": len(real),
         "ratings_of_unknown_films": int((~known).sum()), "sha256": _sha256(found),
     }  # fmt: skip
-    note = f"The ratings store adds {len(real):,} rating(s) of {meta['users']:,} user(s)."
+    note = f"The ratings store adds {counted(len(real), 'rating')} of {counted(real[USER].nunique(), 'user')}."
     if not known.all():
-        note += f" {int((~known).sum()):,} are of films that the catalogue does not know by TMDB id and are left out."
+        unknown = counted(int((~known).sum()), "rating")
+        note += f" Left out: {unknown} of films that the catalogue does not know by TMDB id."
     return Merged(both, note, meta)
 
 
