@@ -142,7 +142,8 @@ def svd_fits(
     matrix = train.user_item
     ratings = matrix.data.astype(np.float64)
     members = list(dict.fromkeys((o.lr, o.reg) for o in options))
-    speeds = [tuple(map(float, values)) for values in (*zip(*members, strict=True), [0] * len(members))]
+    lr, reg = (tuple(map(float, values)) for values in zip(*members, strict=True))
+    still = (0.0,) * len(members)
     rng = np.random.RandomState(options[0].seed)
     biases, factors = [], []
     for counts in (np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=matrix.shape[1])):
@@ -152,7 +153,7 @@ def svd_fits(
         factors.append(np.repeat(start[:, :, None], len(members), axis=2))
     done, mean = 0, ratings.mean()
     for epochs in sorted({o.n_epochs for o in options}):
-        _descend(matrix.indptr, matrix.indices, ratings, mean, *speeds, epochs - done, *biases, *factors)
+        _descend(matrix.indptr, matrix.indices, ratings, mean, lr, reg, still, epochs - done, *biases, *factors)
         done = epochs
         for place, option in enumerate(options):
             if option.n_epochs == epochs:
