@@ -28,6 +28,7 @@ from recsys_utils.protocols import LeakError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Places = NDArray[np.int32] | Integers
 New = Callable[[str, tuple[int, ...], Any], NDArray[Any]]
 
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)  # grids that ratings may lie on; the finest rounds
@@ -430,7 +431,7 @@ def _check_memory(n_ratings: int, n_users: int, n_items: int) -> None:
 
 
 def predict_pairs(
-    model: Neighbours, profiles: csr_matrix, row: Integers, item: Integers
+    model: Neighbours, profiles: csr_matrix, row: Places, item: Places
 ) -> tuple[Floats, NDArray[np.int32]]:  # fmt: skip
     """Predictions (NaN: none) and votes for the pairs (row of ``profiles``, item), a block of profiles at a time."""
     who, place = np.unique(row, return_inverse=True)
@@ -466,7 +467,7 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["item", RATING, "predicted", "votes"])
 
 
-def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Integers, item: Integers) -> Floats:
+def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places, item: Places) -> Floats:
     """Baseline for pairs (row of ``profiles``, item): the item's mean plus the user's mean distance from such means."""
     mean = _row_means(train.user_item.T.tocsr(), float(train.rating.mean()))
     distance = csr_matrix((profiles.data - mean[profiles.indices], profiles.indices, profiles.indptr), profiles.shape)

@@ -27,7 +27,8 @@ ROWS = [
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
     {"blend", "diversity", "elicitation", "recommender"},
-    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "traits_study", "decisions"},
+    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "neighbours_study", "traits_study",
+     "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
