@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +26,9 @@ _ATTEMPTS = 4
 _MIB = 1 << 20
 _RATIO = 200  # tables of ratings shrink to a quarter, sparse genome scores to a twentieth
 # whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, UnicodeError)
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, OSError, UnicodeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ import codecs
 import csv
 import io
 import json
-import lzma
 import re
-import struct
 import sys
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from recsys_utils.archives import UNREADABLE
 from recsys_utils.crosswalk import split_year
 from recsys_utils.interfaces import ITEM, RATING, InputError, Scale, counted
 
@@ -37,17 +35,6 @@ _SHOWN = 5
 _LIMIT = 100 << 20  # bytes of a file, or of a file in a zip
 _LONGEST = 1000  # characters of a cell that is used
 _MOST = 100_000  # rows
-# whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    OSError,
-    ValueError,
-)
 
 
 class Layout(NamedTuple):
@@ -235,7 +222,7 @@ def _unpacked(content: bytes, name: str) -> list[tuple[str, bytes]]:
                 if info.file_size > _LIMIT:
                     raise InputError(f"{name}: {path.name} would unpack to {info.file_size:,} bytes; not read.")
                 parts.append((str(path), bundle.read(info)))
-    except _UNREADABLE as error:
+    except (*UNREADABLE, ValueError) as error:
         raise InputError(f"{name} is not UTF-8 text, and can't be read as a zip archive either ({error}).") from None
     if not parts:
         raise InputError(f"{name} is a zip without a table of ratings (csv or json) in it; expected {FORMATS}.")

@@ -7,7 +7,6 @@ scale is read from the data. Nothing is decided silently: :class:`OwnData` carri
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recsys_utils.archives import UNREADABLE
+from recsys_utils.archives import UNREADABLE, digest_of
 from recsys_utils.catalogue import LISTS
 from recsys_utils.exports import decoded, parse_scale
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
@@ -116,7 +115,7 @@ def read(
     if not latest[RATING].ge(scale_found.liked).any():
         raise InputError(f"{ratings.name}: no rating is a like ({scale_found.liked:g} or more); set dataset.liked.")
     kept = latest.assign(**{USER: PREFIX + latest[USER]}).astype({RATING: np.float32, TIMESTAMP: np.int64})
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (ratings, items) if path}
+    hashes = {path.name: digest_of(path, "sha256") for path in (ratings, items) if path}
     return OwnData(kept.reset_index(drop=True), known, scale_found, has_time, tuple(notes), hashes)
 
 

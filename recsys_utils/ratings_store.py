@@ -24,14 +24,7 @@ from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, S
 PREFIX = "real_"
 """Goes before every user id of the store; a data set's users carry another one, so no id can stand for two people."""
 
-TABLE = sql.Table(
-    "ratings",
-    sql.MetaData(),
-    sql.Column("user_id", sql.Text, nullable=False),
-    sql.Column("movie_id", sql.Integer, nullable=False),
-    sql.Column("rating", sql.Float, nullable=False),
-    sql.Column("created_at", sql.DateTime(timezone=True), server_default=sql.func.current_timestamp()),
-)
+_QUERY = sql.text("SELECT user_id, movie_id, rating, created_at FROM ratings")
 _SECONDS = 5  # to wait for a connection
 _FAILURES = (sql.exc.SQLAlchemyError, ImportError, OSError, ValueError)
 
@@ -112,33 +105,6 @@ def read(url: URL) -> pd.DataFrame:
     )
     table = table.sort_values([USER, "movie_id", TIMESTAMP, RATING], kind="stable")
     return table.drop_duplicates([USER, "movie_id"], keep="last", ignore_index=True)
-
-
-def write(url: URL, ratings: pd.DataFrame) -> None:
-    """Append rows (user_id, movie_id, rating[, created_at]); the table is made where it is missing.
-
-    Raises
-    ------
-    Unreachable : as :func:`read`.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     url = store_url(f"sqlite:///{folder}/ratings.db")
-    ...     write(url, pd.DataFrame({"user_id": ["ann"], "movie_id": [862], "rating": [4.5]}))
-    ...     read(url)[["user_id", "movie_id", "rating"]].to_numpy().tolist()
-    [['ann', 862, 4.5]]
-    """
-    engine = _engine(url)
-    try:
-        with engine.begin() as connection:
-            TABLE.create(connection, checkfirst=True)
-            if len(ratings):
-                records: list[Any] = ratings.astype(object).where(ratings.notna(), None).to_dict("records")
-                connection.execute(sql.insert(TABLE), records)
-    except _FAILURES as error:
-        raise Unreachable(f"The ratings store {_shown(url)} can't be written: {_reason(error, url)}.") from None
-    finally:
-        engine.dispose()
 
 
 def merge_store(
@@ -225,19 +191,14 @@ def _sha256(found: pd.DataFrame) -> str:
 def _rows(url: URL) -> list[tuple[Any, ...]]:
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise FileNotFoundError("there is no such file")  # SQLite would make an empty one
-    engine = _engine(url)
+    options = {"connect_timeout": _SECONDS} if url.get_backend_name() == "postgresql" else {}
+    engine = sql.create_engine(url, connect_args=options, hide_parameters=True)
     # untyped columns: stores made by others keep ids as numbers, UUIDs or text, and dates as text
-    columns = ", ".join(column.name for column in TABLE.columns)
     try:
         with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(sql.text(f"SELECT {columns} FROM {TABLE.name}"))]
+            return [tuple(row) for row in connection.execute(_QUERY)]
     finally:
         engine.dispose()
-
-
-def _engine(url: URL) -> sql.Engine:
-    options = {"connect_timeout": _SECONDS} if url.get_backend_name() == "postgresql" else {}
-    return sql.create_engine(url, connect_args=options, hide_parameters=True)
 
 
 def _shown(url: URL) -> str:
