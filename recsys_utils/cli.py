@@ -226,25 +226,25 @@ def compare(
         tables = {"decisions": answers, "metrics": numbers}
         print(json.dumps({k: json.loads(t.to_json(orient="records", double_precision=6)) for k, t in tables.items()}))
         return
-    for name in "ab":
-        columns = (answers[f"{column}_{name}"] for column in ("verdict", "value", "ci_low", "ci_high"))
-        answers[{"a": run_a, "b": run_b}[name]] = [
-            f"{verdict} {value:+.3f} [{low:+.3f}, {high:+.3f}]" if verdict == verdict else "not asked"
-            for verdict, value, low, high in zip(*columns, strict=True)
-        ]
-    _print_table(answers[["id", "contrast", run_a, run_b]])
+    _print_table(decisions.in_words(answers, run_a, run_b))
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
 
 
 @app.command()
-def publish(run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")]) -> None:
+def publish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")],
+    beside: Annotated[
+        bool, typer.Option("--beside", help="a second data set's tables, beside the published run")
+    ] = False,
+) -> None:
     """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
     from recsys_utils import report
     from recsys_utils.stage import project_root
 
-    root = project_root()
-    size = report.publish(root / "reports" / run, root / "reports" / "published")
-    print(f"reports/published: {size / 1e6:.1f} MB")
+    reports = project_root() / "reports"
+    publish = report.publish_beside if beside else report.publish
+    size = publish(reports / run, reports / "published")
+    print(f"reports/published: {size / 1e6:.1f} MB of {run}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ Whatever the protocol, a :class:`Case` is what a model is tested on. It can't be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -298,6 +298,14 @@ def validation_mask(data: Interactions, test: ArrayLike, position: ArrayLike) ->
     return mask
 
 
+def tuning_and_test(
+    data: Interactions, test: ArrayLike, position: ArrayLike, *, time_ordered: bool = False
+) -> tuple[Case, Case]:  # fmt: skip
+    """The case to choose on, a slice of the training part with the test part hidden, and the case to report."""
+    tuning = warm_split(data, validation_mask(data, test, position), hidden=test, time_ordered=time_ordered)
+    return tuning, warm_split(data, test, time_ordered=time_ordered)
+
+
 @dataclass(frozen=True)
 class FoldUsers:
     """Positions of the users whom models are fitted (64 %), tuned (16 %) and reported on (20 %)."""
@@ -470,6 +478,21 @@ def rank_and_measure(
 ) -> pd.DataFrame:  # fmt: skip
     """:func:`measure` of :func:`rank_lists`: per-user metrics of a fitted model or of (B, I) scores."""
     return measure(rank_lists(model_or_scores, case, k), case, k, traits=traits, relevance=relevance)
+
+
+def best_on_other_items(
+    models: Mapping[str, Recommender], data: Interactions, item_folds: pd.DataFrame, fold: int
+) -> str:  # fmt: skip
+    """The name of the fitted model that ranks the items of the other folds best, those of ``fold`` hidden from all.
+
+    What is chosen for the cold-item test of ``fold`` must not rest on ratings of its items. Ties: the first.
+    """
+    others = [other for other in sorted(item_folds["fold"].unique()) if other != fold]
+    cases = [cold_item_case(data, item_folds, other, hidden=fold) for other in others]
+    reached = {
+        name: sum(rank_and_measure(model, case)["ndcg@10"].mean() for case in cases) for name, model in models.items()
+    }
+    return max(reached, key=lambda name: reached[name])
 
 
 def align(per_user: pd.DataFrame, users: ArrayLike) -> pd.DataFrame:

@@ -84,11 +84,16 @@ class Ladder:
         return [str(title) if pd.isna(year) else f"{title} ({int(year)})" for title, year in pairs]
 
     def rank(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> tuple[Lists, Scores, Components]:
-        """Lists of up to n films outside each profile, with all scores and what they are made of."""
+        """Lists of up to n films outside each profile, with all scores and what they are made of.
+
+        Popularity's own lists stay as they are: the strength of variety was chosen for lists that follow a taste.
+        """
         components = self.blend.components(profiles)
         scores = self.blend.scores(profiles, components)
         ranking = Ranking.of(scores, profiles, users)
         lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
+        lists.items[components.fallback] = ranking.top(n)[components.fallback]
+        lists.exploration[components.fallback] = False
         return lists, scores, components
 
     def recommend(
@@ -310,8 +315,12 @@ class Reasons:
 
     def cf_parts(self, items: NDArray[np.int32]) -> dict[str, tuple[Scores, Scores | None]]:
         """What each collaborative model adds to the scores of n films, and (R, n) the share of each rating in its own
-        score before normalising, None where that is no sum over ratings."""
+        score before normalising, None where that is no sum over ratings.
+
+        To films that nobody has rated all of it comes from ``content ridge``, see :class:`Blend`.
+        """
         ladder = self.ladder
+        new = ladder.blend.new[items]
         if isinstance(ladder.blend.cf, Mixture):
             adds = {name: self.alpha * part[0, items] for name, part in ladder.blend.cf.portions(self.profile).items()}
         else:
@@ -320,7 +329,9 @@ class Reasons:
             singly(model, self.profile)[:, items] if name in ladder.linear else None
             for name, model in ladder.cf_models.items()
         ]
-        return dict(zip(adds, zip(adds.values(), shares, strict=True), strict=True))
+        known = [(values * ~new, share) for values, share in zip(adds.values(), shares, strict=True)]
+        inferred = {"content ridge": (self.alpha * self.cf[items] * new, None)} if new.any() else {}
+        return dict(zip(adds, known, strict=True)) | inferred
 
     def _blended(
         self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None, popular: float
@@ -328,8 +339,14 @@ class Reasons:
         by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
         if max(by_content, by_cf) == 0:
             return f"Nothing known links it to the {self.ladder.noun}s you liked; it fills the list."
+        film = int(content.argmax())
+        if self.ladder.blend.new[item]:
+            shared = self._shared(film, item)
+            like = (
+                f": it shares {shared} with {self._film(film)}, which you rated {self._rating(film)}" if shared else ""
+            )
+            return f"Nobody has rated it yet; its score is what its kind has for you{like}."
         if by_content >= by_cf:
-            film = int(content.argmax())
             return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
         if popular > by_cf / 2:
             return f"Counts most that it is popular: {self._raters(item)}."
