@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import re
 import unicodedata
 from collections import defaultdict
@@ -28,6 +30,17 @@ _ROMAN = {
     for i, n in enumerate(["ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii"], start=2)
 }
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
+
+
+def read_csv(source: Path | io.BytesIO, name: str, columns: list[str]) -> pd.DataFrame:
+    """A quoted CSV with a header, every field a string; InputError when a column is missing or a row is torn."""
+    try:
+        table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError, csv.Error) as error:  # pandas' parser errors and wrong encodings are ValueErrors
+        raise InputError(f"{name} can't be read as CSV: {' '.join(str(error).split())}") from None
+    if missing := [c for c in columns if c not in table]:
+        raise InputError(f"{name} has no column {', '.join(missing)}; found {', '.join(map(str, table))}.")
+    return table[columns]
 
 
 def split_year(title: str) -> tuple[str, int | None]:
@@ -351,13 +364,7 @@ def read_review(path: Path, films: pd.DataFrame, others: pd.DataFrame) -> dict[s
     ------
     InputError : no such table, a column or film that isn't there, another word, two yes for one film.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as a review table: {' '.join(str(error).split())}") from None
-    missing = [c for c in (ITEM, "movieId", "decision") if c not in table]
-    if missing:
-        raise InputError(f"{path} lacks the column(s) {', '.join(missing)}; found {', '.join(map(str, table))}.")
+    table = read_csv(path, str(path), [ITEM, "movieId", "decision"])
     table["decision"] = table["decision"].str.strip().str.casefold()
     decided: dict[str, dict[str, bool]] = {}
     for line, row in enumerate(table.to_dict("records"), start=2):

@@ -29,6 +29,7 @@ from recsys_utils.archives import (
     UNREADABLE,
     Folder,
     Member,
+    alone,
     digest_of,
     download,
     folders_with,
@@ -335,11 +336,10 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
             raise InputError(f"{name} is generated and has no archive; leave dataset.archive empty (got {archive}).")
         return Fetched(dataset, None, None, "generated")
     cache = raw / name
-    if archive is not None:
-        found, source = open_archive(archive, dataset), "archive given"
-    else:
-        found, source = _automatic(dataset, cache, note)
-    return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
+    given = open_archive(archive, dataset) if archive is not None else None
+    with alone(cache, say):
+        found, source = (given, "archive given") if given else _automatic(dataset, cache, note)
+        return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
 
 
 def of_own(name: str, own: OwnData, noun: str = "item") -> Fetched:
@@ -367,10 +367,10 @@ def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = prin
         return f"{name} is generated when a run needs it; there is nothing to fetch."
     target = raw / name / _cache_name(dataset, fetched.archive)
     if archive is not None and archive.resolve() != target.resolve():
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        shutil.copyfile(archive, part)
-        part.replace(target)
+        with alone(target.parent, say):
+            shutil.copyfile(archive, part)
+            part.replace(target)
     layout, kind = fetched.archive.layout, fetched.archive.kind
     fixed = layout.pinned or dataset.md5
     checked = "checksums match" if fixed else f"SHA-256 {digest_of(target, 'sha256')}"

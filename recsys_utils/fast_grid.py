@@ -20,14 +20,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from joblib import Parallel, delayed
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix
 
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale, child_rng
 
-TOGETHER = 4  # settings of SVD that advance together; the unrolled lines of _dots
+TOGETHER = 4  # settings of SVD that advance together: the doubles in a vector of most processors
 SHRINKAGE = 100  # Surprise's default for pearson_baseline
 REG_ITEM, REG_USER, BASELINE_EPOCHS = 10, 15, 10  # Surprise's defaults for alternating least squares
 SIMILARITIES = ("cosine", "msd", "pearson_baseline")
@@ -139,22 +142,23 @@ def svd_fits(
     matrix = train.user_item
     ratings = matrix.data.astype(np.float64)
     members = list(dict.fromkeys((o.lr, o.reg) for o in options))
-    lr, reg = (np.array(values) for values in zip(*members, strict=True))
+    lr, reg = (tuple(map(float, values)) for values in zip(*members, strict=True))
+    still = (0.0,) * len(members)
     rng = np.random.RandomState(options[0].seed)
     biases, factors = [], []
     for counts in (np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=matrix.shape[1])):
         start = np.zeros((len(counts), options[0].n_factors))
         start[counts > 0] = rng.normal(0, 0.1, size=(np.count_nonzero(counts), options[0].n_factors))
         biases.append(np.zeros((len(counts), len(members))))
-        factors.append(np.repeat(start[:, None], len(members), axis=1))
+        factors.append(np.repeat(start[:, :, None], len(members), axis=2))
     done, mean = 0, ratings.mean()
     for epochs in sorted({o.n_epochs for o in options}):
-        _descend(matrix.indptr, matrix.indices, ratings, mean, lr, reg, epochs - done, *biases, *factors)
+        _descend(matrix.indptr, matrix.indices, ratings, mean, lr, reg, still, epochs - done, *biases, *factors)
         done = epochs
         for place, option in enumerate(options):
             if option.n_epochs == epochs:
                 m = members.index((option.lr, option.reg))
-                yield place, biases[0][:, m], biases[1][:, m], factors[0][:, m], factors[1][:, m]
+                yield place, biases[0][:, m], biases[1][:, m], factors[0][..., m], factors[1][..., m]
 
 
 def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting]) -> Floats:
@@ -162,49 +166,82 @@ def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[
     train, unit = in_svd_units(train)
     mean = train.user_item.data.mean(dtype=np.float64)
     for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options):
-        dots = np.einsum("nf,nf->n", item_factors[test.item], user_factors[test.user])
+        dots = _products(user_factors, item_factors, test.user, test.item)
         out[place] = ((mean + user_bias[test.user]) + item_bias[test.item]) + dots
     return out * unit
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _descend(indptr, items, ratings, mean, lr, reg, epochs, user_bias, item_bias, p, q):  # type: ignore[no-untyped-def]
-    """Stochastic gradient descent in place; arrays are (users or items, settings[, factors])."""
-    dots = np.empty(len(lr))
+def _descend(indptr, items, ratings, mean, lr, reg, still, epochs, user_bias, item_bias, p, q):  # type: ignore[no-untyped-def]
+    """Stochastic gradient descent in place; arrays are (users or items[, factors], settings).
+
+    ``lr``, ``reg`` and ``still`` (zeros) are tuples, so that a version is compiled for each number of settings.
+    """
+    error, dots = np.zeros(len(lr)), np.empty(len(lr))
     for _ in range(epochs):
         for u in range(len(indptr) - 1):
-            for e in range(indptr[u], indptr[u + 1]):
+            start, end = indptr[u], indptr[u + 1]
+            if start < end:  # a step of length 0, for its dot products
+                _step(p[u], q[items[start]], q[items[start]], error, dots, still, still)  # type: ignore[call-arg]
+            for e in range(start, end):
                 i = items[e]
-                _dots(p[u], q[i], dots)
                 for s in range(len(lr)):
-                    error = ratings[e] - (mean + user_bias[u, s] + item_bias[i, s] + dots[s])
-                    user_bias[u, s] += lr[s] * (error - reg[s] * user_bias[u, s])
-                    item_bias[i, s] += lr[s] * (error - reg[s] * item_bias[i, s])
-                    mine, its = p[u, s], q[i, s]
-                    for f in range(len(mine)):
-                        a, b = mine[f], its[f]
-                        mine[f] = a + lr[s] * (error * b - reg[s] * a)
-                        its[f] = b + lr[s] * (error * a - reg[s] * b)
+                    error[s] = ratings[e] - (mean + user_bias[u, s] + item_bias[i, s] + dots[s])
+                    user_bias[u, s] += lr[s] * (error[s] - reg[s] * user_bias[u, s])
+                    item_bias[i, s] += lr[s] * (error[s] - reg[s] * item_bias[i, s])
+                _step(p[u], q[i], q[items[min(e + 1, end - 1)]], error, dots, lr, reg)  # type: ignore[call-arg]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _step(_, mine, its, following, error, dots, lr, reg):  # type: ignore[no-untyped-def]
+    """Descend by one rating, in place, and take the dot products for the user's next one on the way.
+
+    For every factor, from the first to the last: a, b = a + lr (error b - reg a), b + lr (error a - reg b), where a and
+    b are rows of the (factors, settings) blocks ``mine`` and ``its``; then dots += a * the row of ``following``.
+    The settings are the lanes of a vector: each keeps Surprise's order of arithmetic, and all move in one instruction.
+    Spelled for LLVM, since numba vectorises loops only, and the loop here is a sum that has to keep its order.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        lanes = ir.VectorType(ir.DoubleType(), lr.count)
+        given = zip(signature.args[:5], arguments[:5], strict=True)
+        arrays = [context.make_array(kind)(context, builder, value) for kind, value in given]
+        blocks = [builder.bitcast(array.data, lanes.as_pointer()) for array in arrays]
+        rate, penalty = (ir.Constant(lanes, ir.Undefined) for _ in range(2))
+        for lane in range(lr.count):
+            place = ir.Constant(ir.IntType(32), lane)
+            rate = builder.insert_element(rate, builder.extract_value(arguments[5], lane), place)
+            penalty = builder.insert_element(penalty, builder.extract_value(arguments[6], lane), place)
+        wrong = builder.load(blocks[3], align=8)
+
+        def moved(x, y):  # type: ignore[no-untyped-def]
+            slope = builder.fsub(builder.fmul(wrong, y), builder.fmul(penalty, x))
+            return builder.fadd(x, builder.fmul(rate, slope))
+
+        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * lr.count))
+        with cgutils.for_range(builder, builder.extract_value(arrays[0].shape, 0)) as loop:
+            at = [builder.gep(block, [loop.index]) for block in blocks[:3]]
+            a, b, c = (builder.load(row, align=8) for row in at)
+            new = moved(a, b)
+            builder.store(new, at[0], align=8)
+            builder.store(moved(b, a), at[1], align=8)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(c, new)), total)
+        builder.store(builder.load(total), blocks[4], align=8)
+        return context.get_dummy_value()
+
+    return types.void(mine, its, following, error, dots, lr, reg), generate
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _dots(p, q, out):  # type: ignore[no-untyped-def]
-    """Row-wise dot products, each summed from the first factor to the last; four rows advance side by side."""
-    if len(p) == TOGETHER:
-        p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
-        q0, q1, q2, q3 = q[0], q[1], q[2], q[3]
-        d0 = d1 = d2 = d3 = 0.0
+def _products(p, q, users, items):  # type: ignore[no-untyped-def]
+    """Dot product of the two rows of every pair."""
+    out = np.empty(len(users))
+    for n in range(len(users)):
+        total = 0.0
         for f in range(p.shape[1]):
-            d0 += q0[f] * p0[f]
-            d1 += q1[f] * p1[f]
-            d2 += q2[f] * p2[f]
-            d3 += q3[f] * p3[f]
-        out[0], out[1], out[2], out[3] = d0, d1, d2, d3
-        return
-    for s in range(len(p)):
-        out[s] = 0.0
-        for f in range(p.shape[1]):
-            out[s] += q[s, f] * p[s, f]
+            total += q[items[n], f] * p[users[n], f]
+        out[n] = total
+    return out
 
 
 # ---- KNN
