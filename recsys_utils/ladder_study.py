@@ -147,21 +147,14 @@ def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[
     return mean, deviation, time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class Heights:
-    """How high each rung is: rows for metrics.csv (variant = rung), the fall in RMSE from one rung to the next, and the
-    RMSE of each rung (columns) in each step."""
+def heights(
+    found: pd.DataFrame, steps: Sequence[Step], boot: Bootstrap, protocol: str
+) -> tuple[pd.DataFrame, dict[tuple[str, str], Estimate], pd.DataFrame]:
+    """Rows for metrics.csv (variant = rung), the falls of RMSE from rung to rung, and RMSE by step (rows) and rung.
 
-    rows: pd.DataFrame
-    falls: dict[tuple[str, str], Estimate]
-    by_step: pd.DataFrame
-
-
-def heights(found: pd.DataFrame, steps: Sequence[Step], boot: Bootstrap, protocol: str) -> Heights:
-    """Errors and interval coverage of every rung, all steps together, with intervals over users.
-
-    Of runs from several start values, which predict the same ratings, it is the mean over the runs' squared errors, and
-    a user is resampled with all runs.
+    Errors and interval coverage are over all steps together, their intervals over users. Of runs from several start
+    values, which predict the same ratings, it is the mean over the runs' squared errors, and a user is resampled with
+    all runs.
     """
     scale, models = steps[0].train.scale, steps[0].models
     user, rating = found["user"].to_numpy(), found["rating"].to_numpy()
@@ -176,10 +169,9 @@ def heights(found: pd.DataFrame, steps: Sequence[Step], boot: Bootstrap, protoco
         rows.append(summarise_errors(sums[name], boot, **labels))
         if model and found[f"{name}, deviation"].notna().all():
             hits = inside(rating, found[name].to_numpy(), found[f"{name}, deviation"].to_numpy())
-            by_user = {m: np.bincount(user, hit, boot.n_users).astype(float) for m, hit in hits.items()}
-            covered = {m: boot.ratio(held, sums[name]["count"]) for m, held in by_user.items()}
-            rows.append(metric_rows(covered, **labels))
+            held = {m: np.bincount(user, hit, boot.n_users).astype(float) for m, hit in hits.items()}
+            rows.append(metric_rows({m: boot.ratio(n, sums[name]["count"]) for m, n in held.items()}, **labels))
     count = sums[BLEND]["count"]
     falls = {(a, b): boot.rmse_difference(sums[a]["squared"], sums[b]["squared"], count) for a, b in pairwise(sums)}
     by_step = (clipped.sub(rating, axis=0) ** 2).groupby(found["step"]).mean() ** 0.5
-    return Heights(pd.concat(rows, ignore_index=True), falls, by_step)
+    return pd.concat(rows, ignore_index=True), falls, by_step

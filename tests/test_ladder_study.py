@@ -101,15 +101,15 @@ def test_heights_by_hand() -> None:
     step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": LatentTraits()})
     table = pd.DataFrame({"step": [0, 0, 1, 1], "user": [0, 1, 0, 1], "rating": [1.0, 5.0, 1.0, 5.0]})
     table = table.assign(**{"V2": [0.0, 4.0, 3.0, 4.0], "V2, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
-    found = heights(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
-    value = found.rows.set_index(["variant", "metric"])["value"]
+    rows, falls, by_step = heights(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
+    value = rows.set_index(["variant", "metric"])["value"]
     assert value["V2", "rmse"] == pytest.approx(np.sqrt((0 + 1 + 4 + 1) / 4))  # the first 0 is clipped to 1
     assert value["V2", "mae"] == pytest.approx((0 + 1 + 2 + 1) / 4)
     assert value["V2", "interval_coverage@50"] == 2 / 4  # |z| = .67 (not clipped), 1, 2, .63; half lie within .674
     assert value[BLEND, "rmse"] == 0
-    assert set(found.rows["n"]) == {2}
-    assert found.falls["V2", BLEND].value == pytest.approx(np.sqrt(6 / 4))
-    np.testing.assert_allclose(found.by_step["V2"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
+    assert set(rows["n"]) == {2}
+    assert falls["V2", BLEND].value == pytest.approx(np.sqrt(6 / 4))
+    np.testing.assert_allclose(by_step["V2"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
 
 
 def test_without_time_stamps_the_machines_have_no_temporal_rung() -> None:
