@@ -134,6 +134,7 @@ class Grid(_Section):
     ease_grid: EaseGrid
     training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
+    accuracy: Literal["default", "full"]
 
 
 class NeighboursGrid(_Section):
@@ -263,6 +264,8 @@ class Parameters(_Section):
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:
     """Read a parameter file, apply ``key=value`` overrides (dotted keys, YAML values) and check the result.
 
+    A key without its section is enough where one section only has it: ``accuracy=full``.
+
     A file may say ``extends: other.yaml`` (from its own folder) and then holds only what differs: sections are merged
     key by key, everything else replaces what the other file says.
 
@@ -317,6 +320,10 @@ def _override(raw: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise InputError(f"--set takes key=value, for example --set dataset.archive=ml-100k.zip; got {setting!r}.")
     *parents, last = key.split(".")
+    if not parents and key not in raw:
+        parents = [section for section, values in raw.items() if isinstance(values, dict) and key in values]
+        if len(parents) > 1:
+            raise InputError(f"--set {setting}: say which is meant, {' or '.join(f'{p}.{key}' for p in parents)}.")
     node: Any = raw
     for parent in parents:
         node = node.setdefault(parent, {}) if isinstance(node, dict) else None
