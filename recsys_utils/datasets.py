@@ -8,6 +8,7 @@ whole zip is known, that decides. `ml-latest` changes over time: any edition of 
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recsys_utils import movielens, synthetic
 from recsys_utils.archives import (
@@ -32,7 +35,7 @@ from recsys_utils.archives import (
     folders_with,
     published_md5,
 )
-from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.interfaces import ITEM, USER, InputError, Scale
 from recsys_utils.movielens import Layout
 from recsys_utils.own_data import PREFIX, OwnData
 
@@ -283,6 +286,15 @@ class Fetched:
         with tempfile.TemporaryDirectory() as scratch:
             text = self.archive.folder.copy(name, pin, Path(scratch) / name)
             self.archive.layout.ratings.to_parquet(text, target, self.dataset.prefix)
+
+    def u1_test(self, ratings: pd.DataFrame) -> NDArray[np.bool_] | None:
+        """Which of the ratings are in u1.test, the test part of the official split; None where the archive has none."""
+        if self.archive is None or not {"u1.test"} <= self.archive.folder.members & self.archive.layout.extras.keys():
+            return None
+        text = self.archive.folder.read(self.archive.pins(["u1.test"]))["u1.test"]
+        part = pd.read_csv(io.BytesIO(text), sep="\t", names=[USER, ITEM], usecols=[0, 1], dtype=str)
+        part[USER] = self.dataset.prefix + part[USER]
+        return pd.MultiIndex.from_frame(ratings[[USER, ITEM]]).isin(pd.MultiIndex.from_frame(part))
 
     def meta(self) -> dict[str, Any]:
         """The part of meta.json that describes the data set."""

@@ -225,6 +225,7 @@ ML_100K = Layout(
     },
     ratings=TAB,
     films=films_100k,
+    extras={"u1.test": Member("18c6014a4b2c7324f250a63f8904a7b16b2b19f911129e346141507b0cbac950", 392_629)},
 )
 ML_100K_WHEEL = Layout(
     members={

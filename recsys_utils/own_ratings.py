@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.crosswalk import REVIEWED, TitleIndex, normalise, split_year
+from recsys_utils.crosswalk import REVIEWED, TitleIndex, article, normalise, split_year
 from recsys_utils.exports import PLAIN, THUMBS, Entry, content, csv_rows, decoded, listed, load
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, InputError, Scale, counted
 
@@ -23,9 +23,6 @@ _SUGGESTED = 10  # unmatched titles that get a suggestion; looking for likeness 
 # films whose MovieLens ids are known: a catalogue is under these ids (1M and later) when it agrees; ML-100K's is not
 _MOVIELENS = {"2": "Jumanji", "10": "GoldenEye", "150": "Apollo 13", "296": "Pulp Fiction", "356": "Forrest Gump",
               "480": "Jurassic Park", "2571": "The Matrix"}  # fmt: skip
-_ARTICLE = re.compile(
-    r"^(?:the|an?|l[ae]s?|el|il|los|der|die|das)\s|,\s*(?:the|an?|l[ae]s?|el|il|los|der|die|das)\b", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ def _match(
     anchors = [normalise(items["title"].iloc[known[i]]) == normalise(t) for i, t in _MOVIELENS.items() if i in known]
     movielens = known if len(anchors) > 1 and all(anchors) else {}
     reviewed = {(normalise(t), y): _number(i) for title, i in REVIEWED.items() for t, y in [split_year(title)]}
-    index = TitleIndex(items["title"].tolist(), [None if pd.isna(y) else int(y) for y in items["year"]])
+    index = TitleIndex.of(items)
     suggestions = _SUGGESTED
     for e in entries:
         if e.key in decided:
@@ -224,7 +221,7 @@ def _by_title(
             n for n in index.find(title, e.year)
             if all(number is None or ids[kind][n] in (None, number) for kind, number in numbers.items())
             # a year off by one is often a later release, but not of "Circle" when the other is "The Circle"
-            and (e.year in (None, index.years[n]) or _has_article(index.titles[n]) == _has_article(title))
+            and (e.year in (None, index.years[n]) or article(index.titles[n]) == article(title))
         ]  # fmt: skip
         if len({index.years[n] for n in found}) > 1:
             return None, f" (say which year: {', '.join(str(index.years[n]) for n in found)})"
@@ -232,10 +229,6 @@ def _by_title(
             # some catalogues hold a film under two ids of the same title and year: the first one stands for it
             return found[0], ""
     return None, ""
-
-
-def _has_article(title: str) -> bool:
-    return _ARTICLE.search(title) is not None
 
 
 def _latest(found: list[Entry], items: pd.DataFrame, name: str, strict: bool) -> tuple[list[Entry], list[str]]:

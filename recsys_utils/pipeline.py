@@ -37,7 +37,7 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "02_content_tfidf": ("01_ingest",),
     "03_cf_grid_search": ("01_ingest",),
     "04_neighbours": ("01_ingest",),
-    "05_latent_traits": ("01_ingest", "03_cf_grid_search"),
+    "05_latent_traits": ("01_ingest", "03_cf_grid_search", "04_neighbours"),
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
     "08_elicitation": ("01_ingest", "06_alpha_curve"),

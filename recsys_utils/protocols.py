@@ -7,6 +7,7 @@ Columns of ``splits`` (one row a rating, aligned with the interactions):
 - ``stratified_<s>`` bool: test part of ranking-stratified, seed s
 - ``position_time``, ``position_random_<s>`` int32: place of the rating in the user's order; profile-size profiles are
   prefixes of it, the target is its tail (:func:`target_size`)
+- ``u1_test`` bool: test part of rating-u1, the official split; only where the archive has it
 
 Columns of ``users``: user_id, ``fold`` int8 (profile-size test fold), ``part`` int8 (0-4; the users of other folds with
 ``part == fold`` are the validation users of that fold). Columns of ``item_folds``: item_id, ``fold`` int8 (cold-item).

@@ -145,21 +145,21 @@ def _write_json(path: Path, value: object) -> None:
 def index_page(
     report: Path, order: Sequence[str], run: dict[str, Any], findings: Sequence[dict[str, Any]], metrics: pd.DataFrame
 ) -> str:
-    """The first page as MyST markdown: answers, models side by side, where to read on, how it was made."""
+    """The first page as MyST markdown: decisions, models side by side, answers, where to read on, how it was made."""
     data = run.get("data", {})
     parts = [
         f"# Which recommender, with which settings, for whom?\n\n:::{{container}} intro\nThe answers that the data set "
         f"**{data.get('dataset', run['run'])}** gives, each with its interval. Rating error and ranking are judged "
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
+    if table := decision_summary(report / "tables" / DECISIONS):
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
     if table := headline_table(metrics):
         parts += [
             "## Models side by side\n",
             f":::{{container}} headline\n{table}\n:::",
             *_key_figures(report),
         ]
-    if table := decision_summary(report / "tables" / DECISIONS):
-        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
     if limits := data.get("limits"):
         parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
     if (noun := data.get("noun", "film")) != "film":

@@ -25,10 +25,10 @@ ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
      "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
+    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits", "bayesian_fm"},
     {"blend", "diversity", "elicitation", "recommender"},
-    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "neighbours_study", "traits_study",
-     "decisions"},
+    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
+     "traits_study", "decisions"},
     {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
@@ -162,7 +162,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 9_600  # why not fewer: CHANGELOG.md
+LINES = 9_850  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
