@@ -56,7 +56,7 @@ def soup(
     """
     unknown = [f for f in fields if f not in PREFIX]
     if unknown:
-        raise InputError(f"Unknown metadata field(s) {', '.join(unknown)}; known are {', '.join(FIELDS)}.")
+        raise InputError(f"Unknown metadata: {', '.join(unknown)}; known are {', '.join(FIELDS)}.")
     if cast not in ("all", "none"):
         raise InputError(f"cast must be 'all' or 'none'; got {cast!r}.")
     documents: list[list[str]] = [[] for _ in range(len(items))]

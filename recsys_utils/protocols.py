@@ -7,6 +7,7 @@ Columns of ``splits`` (one row a rating, aligned with the interactions):
 - ``stratified_<s>`` bool: test part of ranking-stratified, seed s
 - ``position_time``, ``position_random_<s>`` int32: place of the rating in the user's order; profile-size profiles are
   prefixes of it, the target is its tail (:func:`target_size`)
+- ``u1_test`` bool: test part of rating-u1, the official split; only where the archive has it
 
 Columns of ``users``: user_id, ``fold`` int8 (profile-size test fold), ``part`` int8 (0-4; the users of other folds with
 ``part == fold`` are the validation users of that fold). Columns of ``item_folds``: item_id, ``fold`` int8 (cold-item).
@@ -29,7 +30,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils import metrics
 from recsys_utils.interactions import Interactions, item_counts, sessions
-from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed
+from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed, counted
 from recsys_utils.significance import Bootstrap, jackknife, metric_rows
 
 Mask = NDArray[np.bool_]
@@ -129,28 +130,30 @@ def check_profiles(profiles: csr_matrix, targets: csr_matrix) -> None:
     """No target may be part of the profile it is to be predicted from; csr (B, I) each."""
     shared = metrics.pattern(profiles).multiply(metrics.pattern(targets)).nnz
     if shared:
-        raise LeakError(f"{shared} target rating(s) are in the profile of their own user")
+        raise LeakError(f"in the profile of their own user: {counted(shared, 'target rating')}")
 
 
 def check_train(train: Interactions, users: Rows, targets: csr_matrix) -> None:
     """No target may be among the ratings the model is fitted on."""
     shared = metrics.pattern(train.user_item[users]).multiply(metrics.pattern(targets)).nnz
     if shared:
-        raise LeakError(f"{shared} target rating(s) are in the training part")
+        raise LeakError(f"in the training part: {counted(shared, 'target rating')}")
 
 
 def check_new_users(train: Interactions, users: Rows) -> None:
     """Users who stand for newcomers may have no training rating at all."""
     known = np.intersect1d(train.user, users)
     if known.size:
-        raise LeakError(f"{known.size} test user(s) are in the training part, the first is {train.users[known[0]]!r}")
+        raise LeakError(
+            f"in the training part: {counted(known.size, 'test user')}, the first {train.users[known[0]]!r}"
+        )
 
 
 def check_new_items(train: Interactions, profiles: csr_matrix, candidates: Mask) -> None:
     """Films that stand for new ones may be rated neither in training nor in a profile."""
     rated = int(candidates[train.item].sum() + candidates[profiles.indices].sum())
     if rated:
-        raise LeakError(f"{rated} rating(s) of withheld films are in the training part or in profiles")
+        raise LeakError(f"in the training part or in profiles: {counted(rated, 'rating')} of withheld films")
 
 
 def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
@@ -162,7 +165,7 @@ def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
     late = np.flatnonzero(newest > oldest)
     if late.size:
         raise LeakError(
-            f"{late.size} user(s) have profile ratings from after their first target, "
+            f"with profile ratings from after their first target: {counted(late.size, 'user')}, "
             f"the first is {data.users[late[0]]!r}"
         )
 
@@ -171,14 +174,14 @@ def check_cut(train: Interactions, moment: int) -> None:
     """A model of some moment (seconds since 1970) knows ratings from before it and no other."""
     late = int((train.timestamp >= moment).sum())
     if late:
-        raise LeakError(f"{late} training rating(s) are not older than the moment the model is asked at")
+        raise LeakError(f"not older than the moment the model is asked at: {counted(late, 'training rating')}")
 
 
 def check_counts(train: Interactions, counts: NDArray[np.int64]) -> None:
     """Popularity must have been counted on the training part and nothing else; counts (I,)."""
     off = int(np.abs(counts - item_counts(train.user_item)).sum())
     if off:
-        raise LeakError(f"film popularity differs from the training part's by {off} rating(s)")
+        raise LeakError(f"film popularity differs from the training part's by {counted(off, 'rating')}")
 
 
 def check_tuning(tuned_on: Case, reported: Case) -> None:

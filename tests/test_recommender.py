@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +19,6 @@ from recsys_utils.recommender import (
     collaborative_from,
     describe,
     in_words,
-    recommend_file,
     rung,
 )
 
@@ -335,22 +332,6 @@ def test_default_json_is_built_and_described() -> None:
     assert isinstance(model, Mixture)
     assert model.weights == {"popularity": (0.4,), "ease": (0.6,)}
     assert describe({"cf": "svd", "settings": {"n_factors": 5, "seed": 1}}) == "svd (n_factors 5)"
-
-
-def test_a_file_of_own_ratings(items: pd.DataFrame, train: Interactions, tmp_path: Path) -> None:
-    file = tmp_path / "mine.csv"
-    file.write_text("title,year,rating\nFilm 2,1952,5\nFilm 9,1959,2\nNo such film,2001,4\n", encoding="utf-8")
-    rows = ladder(items, train, ALWAYS_CONTENT)
-    found, understood = recommend_file(rows, train.scale, file, n=2)
-    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5, 9: 2}), ["me"], n=2))
-    assert "2 rating(s) matched" in understood
-    assert "No such film" in understood
-    file.write_text("title,year,rating\nFilm 2,1952,10\nNo such film,2001,4\n", encoding="utf-8")
-    review = tmp_path / "review.csv"
-    found, understood = recommend_file(rows, train.scale, file, n=2, source_scale=Scale(1, 10), review=review)
-    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5}), ["me"], n=2))
-    assert "scale 1-10 mapped onto 1-5" in understood
-    assert "No such film" in review.read_text(encoding="utf-8")
 
 
 def test_a_list_needs_a_length(items: pd.DataFrame, train: Interactions) -> None:
