@@ -23,13 +23,13 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
+     "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "neighbours", "latent_traits", "bayesian_fm"},
     {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
      "traits_study", "decisions"},
-    {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "report", "bundle", "execute", "pipeline", "cli"},
 ]  # fmt: skip
 
 
