@@ -26,6 +26,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+RIGHT = {"rank", "score", "predicted", "imdb", "year", "votes"}  # columns of numbers
+RIGHT |= {"size", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu"}
+
+
 class Format(StrEnum):
     """How `recsys recommend` prints a list."""
 
@@ -214,7 +218,7 @@ def _print_table(frame: pd.DataFrame) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in frame:
-        right = str(column).lower() in ("rank", "score", "predicted", "imdb", "year", "votes")
+        right = str(column).lower() in RIGHT
         table.add_column(str(column), justify="right" if right else "left")
     for row in frame.itertuples(index=False):
         cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
@@ -249,6 +253,38 @@ def compare(
         ]
     _print_table(answers[["id", "contrast", run_a, run_b]])
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME ...]", help="grid knn neighbours ingest evaluate latent_traits pipeline; default: all"
+        ),
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="every measurement, and a figure beside it")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
+) -> None:
+    """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
+    from recsys_utils import speed
+    from recsys_utils.stage import project_root
+
+    sys.path.insert(0, str(project_root()))
+    try:
+        from benchmarks import measure
+    except ModuleNotFoundError:
+        raise InputError(f"{project_root()} has no folder benchmarks/, which holds what is measured.") from None
+    found = measure.everything(names or (), full=full)
+    if json_ is not None:
+        measure.save(found, json_)
+    print(textwrap.fill(speed.machine_sentence(found), 120))
+    for name, table, remarks in speed.tables(found):
+        print(f"\n{name}")
+        _print_table(table)
+        print("\n".join(textwrap.fill(remark, 120, subsequent_indent="  ") for remark in remarks))
 
 
 @app.command()
