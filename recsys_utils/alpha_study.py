@@ -636,8 +636,7 @@ def rank_warm(
     -------
     user_id, cf, curve, then a column per metric
     """
-    inner = protocols.warm_split(data, protocols.validation_mask(data, test, position), hidden=test)
-    outer = protocols.warm_split(data, test)
+    inner, outer = protocols.tuning_and_test(data, test, position)
     protocols.check_tuning(inner, outer)
     wanted = inner.relevant if relevance == "liked" else inner.relevant_any
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import lzma
+import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +26,9 @@ _ATTEMPTS = 4
 _MIB = 1 << 20
 _RATIO = 200  # tables of ratings shrink to a quarter, sparse genome scores to a twentieth
 # whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, UnicodeError)
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, OSError, UnicodeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,25 @@ def digest_of(path: Path, algorithm: str) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+@contextmanager
+def alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Be the only process that fills ``folder``; others wait, and say so.
+
+    The lock is the kernel's, on the folder itself, and ends with the process that holds it: no stale one can exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Another process is fetching into {folder}: waiting for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _transient(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple, Self
 
@@ -13,11 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity, State
-from recsys_utils.content import ContentModel
+from recsys_utils.content import PENALTY, ContentModel, ridge_maps
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scores
 
 Floats = NDArray[np.float64]
+TOKENS = (
+    50  # the most common ones tell what to expect of an item without ratings; a rare one would tell one item's story
+)
 COLLABORATIVE: dict[str, Any] = {m.name: m for m in (Popularity, SVD, KNN, ItemKNN, EASE)}  # what needs no metadata
 
 
@@ -312,6 +316,11 @@ class Blend:
     score = (1 - alpha(n)) content + alpha(n) cf; a profile with no liked film gets the popularity scores, normalised,
     whatever the curve. (Burke 2002, Hybrid recommender systems: a weighted hybrid that switches.)
 
+    Collaborative models know nothing of an item that nobody has rated. Its cf is what a ridge regression per user,
+    from metadata to the cf of the rated items, expects of it, cut off at 0 and 1: whatever alpha is, content gives such
+    an item its whole score, on the scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning
+    attribute-to-feature mappings for cold-start recommendations.)
+
     Parameters
     ----------
     content, cf, popularity : recommenders, fitted by :meth:`fit` or before
@@ -329,11 +338,31 @@ class Blend:
     def fit(self, train: Interactions) -> Self:
         for part in (self.content, self.cf, self.popularity):
             part.fit(train)
+        for learned in ("new", "_newcomers"):
+            self.__dict__.pop(learned, None)
         return self
+
+    @cached_property
+    def new(self) -> NDArray[np.bool_]:
+        """(I,) True for items without any training rating, as far as anything is known about any item."""
+        known = self.popularity.scores(csr_matrix((1, self.content.vectors.shape[0]), dtype=np.float32))[0] > 0
+        return np.asarray(~known & known.any() & bool(self.content.vectors.nnz))
+
+    @cached_property
+    def _newcomers(self) -> tuple[Scores, Scores]:
+        """Of :func:`ridge_maps`, from the ``TOKENS`` that most rated items carry to the new items."""
+        has = self.content.vectors > 0
+        common = np.argsort(-has[~self.new].sum(axis=0).A1, kind="stable")[:TOKENS]
+        of_known, to_scores = ridge_maps(has[:, common].toarray().astype(np.float64), ~self.new, PENALTY)
+        return of_known.astype(np.float32), to_scores[:, self.new].astype(np.float32)
 
     def components(self, profiles: csr_matrix) -> Components:
         """What the scores are made of, for reasons and for the exported columns."""
         cf = scaled(self.cf, profiles)
+        if self.new.any():
+            of_known, to_scores = self._newcomers
+            usual = cf.mean(axis=1, where=~self.new, keepdims=True)
+            cf[:, self.new] = np.clip(usual + cf @ of_known @ to_scores, 0, 1)
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
         return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from recsys_utils.interactions import natural_order
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
 IDS = ["movie_id", "imdb_id", "tmdb_id"]  # movie_id: the movieId of MovieLens' later editions
@@ -165,7 +165,7 @@ def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str)
         except pa.errors.SchemaErrors as error:
             for (column, rule), cases in error.failure_cases.groupby(["column", "check"], dropna=False, sort=False):
                 example = cases["failure_case"].iloc[0]
-                problems.append(f"{name}.{column}: {rule} fails {len(cases)} time(s), e.g. {example!r}")
+                problems.append(f"{name}.{column}: {rule} fails in {counted(len(cases), 'row')}, e.g. {example!r}")
     if items[ITEM].tolist() != natural_order(items[ITEM]):
         problems.append("items: rows are not in natural order of item_id")
     if problems:

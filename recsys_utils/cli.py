@@ -7,13 +7,12 @@ import os
 import sys
 import textwrap
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from recsys_utils.interfaces import InputError
+from recsys_utils.interfaces import InputError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,28 +27,6 @@ app = typer.Typer(
 
 RIGHT = {"rank", "score", "predicted", "imdb", "year", "votes"}  # columns of numbers
 RIGHT |= {"size", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu"}
-
-
-class Format(StrEnum):
-    """How `recsys recommend` prints a list."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-
-
-class Model(StrEnum):
-    """Who recommends: the exported blend, or V1."""
-
-    hybrid = "hybrid"
-    neighbours = "neighbours"
-
-
-class Comparison(StrEnum):
-    """How `recsys compare` prints two runs."""
-
-    table = "table"
-    json = "json"
 
 
 def main() -> None:
@@ -133,12 +110,17 @@ def recommend(
     ],
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
     model: Annotated[
-        Model, typer.Option(help="hybrid: the blend; neighbours: well-known films, by predicted rating")
-    ] = (Model.hybrid),
+        Literal["hybrid", "neighbours"],
+        typer.Option(help="hybrid: the blend; neighbours: well-known films, by predicted rating"),
+    ] = "hybrid",
     n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
-    format_: Annotated[Format, typer.Option("--format", help="table, csv or json")] = Format.table,
+    format_: Annotated[Literal["table", "csv", "json"], typer.Option("--format")] = "table",
     explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
     scale: Annotated[str, typer.Option(metavar="LO-HI", help="scale of the file's ratings, such as 1-10")] = "",
+    scale_map: Annotated[
+        Literal["linear", "quantile"],
+        typer.Option(help="quantile: your highest ratings become those that the data set's highest share has"),
+    ] = "linear",
     review: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="films not found are listed there; fill in and run again")
     ] = None,
@@ -146,26 +128,28 @@ def recommend(
     """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
     from recsys_utils.bundle import Bundle
     from recsys_utils.exports import parse_scale
-    from recsys_utils.recommender import recommend_by_neighbours, recommend_file
+    from recsys_utils.own_ratings import read
+    from recsys_utils.recommender import ME, recommend_by_neighbours
 
     folder = bundle or _newest_bundle()
     opened = Bundle.open(folder)
-    source_scale = parse_scale(scale) if scale else None
-    if model is Model.neighbours:
-        films, understood = recommend_by_neighbours(
-            opened.neighbours(), opened.ladder.items, opened.scale, ratings, n, source_scale=source_scale, review=review
-        )
+    items = opened.ladder.items
+    own = read(
+        ratings, items, opened.scale, source_scale=parse_scale(scale) if scale else None, review=review,
+        reference=opened.neighbours().values if scale_map == "quantile" else None,
+    )  # fmt: skip
+    if model == "neighbours":
+        films, said = recommend_by_neighbours(opened.neighbours(), items, opened.scale, own, n, explain=explain)
         shown = {"rank": "Rank", "title": "Title", "predicted": "Predicted", "imdb_rating": "IMDb", "year": "Year",
-                 "genres": "Genres", "director": "Director"} | ({"votes": "Votes"} if explain else {})  # fmt: skip
+                 "genres": "Genres", "director": "Director"}  # fmt: skip
     else:
-        films, understood = recommend_file(
-            opened.ladder, opened.scale, ratings, n, explain=explain, source_scale=source_scale, review=review
-        )
-        shown = {c: c for c in ("rank", "title", "score", "reason", *(["contributions"] if explain else []))}
-    print(textwrap.fill(f"{understood} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
-    if format_ is Format.csv:
+        films, said = opened.ladder.recommend(own.profile(items["item_id"].tolist()), [ME], n, explain=explain), ""
+        shown = {c: c for c in ("rank", "title", "score", "reason")}
+    shown |= {"contributions": "Contributions" if model == "neighbours" else "contributions"} if explain else {}
+    print(textwrap.fill(f"{own.report} {said} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
+    if format_ == "csv":
         films.to_csv(sys.stdout, index=False, float_format="%.6f", lineterminator="\n")
-    elif format_ is Format.json:
+    elif format_ == "json":
         print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
     else:
         _print_table(films[list(shown)].rename(columns=shown))
@@ -194,7 +178,8 @@ def elicit(
             return "q"
 
     known = interview(questions.head(n), opened.scale, out, ask)
-    print(f"\n{known} rating(s) in {out}. Now: recsys recommend --ratings {out}" if known else "\nNothing was rated.")
+    told = f"{counted(known, 'rating')} in {out}. Now: recsys recommend --ratings {out}"
+    print("\n" + (told if known else "Nothing was rated."))
 
 
 def _newest_bundle() -> Path:
@@ -233,7 +218,7 @@ def _print_table(frame: pd.DataFrame) -> None:
 def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="a finished run, such as ml-100k, or published")],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="another one")],
-    format_: Annotated[Comparison, typer.Option("--format", help="table or json")] = Comparison.table,
+    format_: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
 ) -> None:
     """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
     from recsys_utils import decisions
@@ -241,17 +226,11 @@ def compare(
 
     reports = project_root() / "reports"
     answers, numbers = decisions.compare(reports / run_a, reports / run_b)
-    if format_ is Comparison.json:
+    if format_ == "json":
         tables = {"decisions": answers, "metrics": numbers}
         print(json.dumps({k: json.loads(t.to_json(orient="records", double_precision=6)) for k, t in tables.items()}))
         return
-    for name in "ab":
-        columns = (answers[f"{column}_{name}"] for column in ("verdict", "value", "ci_low", "ci_high"))
-        answers[{"a": run_a, "b": run_b}[name]] = [
-            f"{verdict} {value:+.3f} [{low:+.3f}, {high:+.3f}]" if verdict == verdict else "not asked"
-            for verdict, value, low, high in zip(*columns, strict=True)
-        ]
-    _print_table(answers[["id", "contrast", run_a, run_b]])
+    _print_table(decisions.in_words(answers, run_a, run_b))
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
 
 
@@ -288,14 +267,20 @@ def bench(
 
 
 @app.command()
-def publish(run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")]) -> None:
+def publish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")],
+    beside: Annotated[
+        bool, typer.Option("--beside", help="a second data set's tables, beside the published run")
+    ] = False,
+) -> None:
     """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
     from recsys_utils import report
     from recsys_utils.stage import project_root
 
-    root = project_root()
-    size = report.publish(root / "reports" / run, root / "reports" / "published")
-    print(f"reports/published: {size / 1e6:.1f} MB")
+    reports = project_root() / "reports"
+    publish = report.publish_beside if beside else report.publish
+    size = publish(reports / run, reports / "published")
+    print(f"reports/published: {size / 1e6:.1f} MB of {run}")
 
 
 @app.command()

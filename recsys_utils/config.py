@@ -7,11 +7,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from recsys_utils.interfaces import InputError
 
 _PASSWORD = re.compile(r"://[^:/@\s]*:\S*@|password=", re.IGNORECASE)  # of a database URL
+
+
+BUILT_IN = ("genome", "tags", "graph", "tmdb")
+"""What dataset.catalogue may hold besides files; tmdb is its API, asked only where it is named."""
+
+
+def _located(value: str, info: ValidationInfo) -> str:
+    """A file of the user's, named from the project root wherever possible; "" means none."""
+    root = (info.context or {}).get("root")
+    if root is None or not value or value in BUILT_IN or (root / value).is_file():
+        return value
+    here = Path(value).resolve()
+    if not here.is_file():
+        raise ValueError(f"there is no file {value} (looked in {root} and {Path.cwd()})")
+    return here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
+
+
+File = Annotated[str, AfterValidator(_located)]
 
 
 class _Section(BaseModel):
@@ -20,16 +47,16 @@ class _Section(BaseModel):
 
 class Dataset(_Section):
     name: str
-    archive: str = ""
-    links: str = ""
-    review: str = ""
+    archive: File = ""
+    links: File = ""
+    review: File = ""
     merge_doubles: bool = False
-    catalogue: list[str] = ["genome", "tags", "graph"]
+    catalogue: list[File] = ["genome", "tags", "graph"]
     store: str = ""
     store_required: bool = False
     store_scale: str = ""
-    ratings: str = ""
-    items: str = ""
+    ratings: File = ""
+    items: File = ""
     columns: dict[str, str] = {}
     scale: str = ""
     liked: float | None = None
@@ -107,6 +134,7 @@ class Grid(_Section):
     ease_grid: EaseGrid
     training_seeds: int = Field(ge=1)
     stratified_runs: int = Field(ge=1)
+    accuracy: Literal["default", "full"]
 
 
 class NeighboursGrid(_Section):
@@ -119,7 +147,7 @@ class NeighboursGrid(_Section):
     max_users: int = Field(ge=1)
     imdb_rating: float
     imdb_votes: int
-    own_ratings: list[str] = []
+    own_ratings: list[File] = []
 
 
 class SvdSetting(_Section):
@@ -198,11 +226,11 @@ class Freshness(_Section):
 
 class Export(_Section):
     list_length: int = Field(ge=1)
-    own_ratings: str = ""
+    own_ratings: File = ""
 
 
 class Findings(_Section):
-    beside: str = ""
+    beside: File = ""
 
 
 class Parameters(_Section):
@@ -233,19 +261,10 @@ class Parameters(_Section):
         raise KeyError(stage)
 
 
-FILES = (
-    ("dataset", "archive"), ("dataset", "links"), ("dataset", "review"), ("dataset", "catalogue"),
-    ("dataset", "ratings"), ("dataset", "items"), ("10_export", "own_ratings"),
-    ("04_neighbours", "own_ratings"), ("11_findings", "beside"),
-)  # fmt: skip
-"""Parameters that name files of the user's; "" means none."""
-
-BUILT_IN = ("genome", "tags", "graph", "tmdb")
-"""What dataset.catalogue may hold besides files; tmdb is its API, asked only where it is named."""
-
-
 def load(path: Path, settings: list[str] | None = None, root: Path | None = None) -> Parameters:
     """Read a parameter file, apply ``key=value`` overrides (dotted keys, YAML values) and check the result.
+
+    A key without its section is enough where one section only has it: ``accuracy=full``.
 
     A file may say ``extends: other.yaml`` (from its own folder) and then holds only what differs: sections are merged
     key by key, everything else replaces what the other file says.
@@ -260,10 +279,8 @@ def load(path: Path, settings: list[str] | None = None, root: Path | None = None
     raw = _read(path, ())
     for setting in settings or []:
         _override(raw, setting)
-    if root is not None:
-        _locate_files(raw, root)
     try:
-        return Parameters.model_validate(raw)
+        return Parameters.model_validate(raw, context={"root": root})
     except ValidationError as error:
         raise InputError(_explain(path, error)) from None
 
@@ -298,30 +315,15 @@ def _laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _locate_files(raw: dict[str, Any], root: Path) -> None:
-    """Rewrite file parameters so that they count from the project root wherever possible."""
-    for section, key in FILES:
-        value = raw[section].get(key) if isinstance(raw.get(section), dict) else None
-        if isinstance(value, str):
-            raw[section][key] = _located(value, f"{section}.{key}", root)
-        elif isinstance(value, list):
-            raw[section][key] = [_located(v, f"{section}.{key}", root) if isinstance(v, str) else v for v in value]
-
-
-def _located(value: str, key: str, root: Path) -> str:
-    if not value or (key == "dataset.catalogue" and value in BUILT_IN) or (root / value).is_file():
-        return value
-    here = Path(value).resolve()
-    if not here.is_file():
-        raise InputError(f"{key}: there is no file {value} (looked in {root} and {Path.cwd()}).")
-    return here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
-
-
 def _override(raw: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise InputError(f"--set takes key=value, for example --set dataset.archive=ml-100k.zip; got {setting!r}.")
     *parents, last = key.split(".")
+    if not parents and key not in raw:
+        parents = [section for section, values in raw.items() if isinstance(values, dict) and key in values]
+        if len(parents) > 1:
+            raise InputError(f"--set {setting}: say which is meant, {' or '.join(f'{p}.{key}' for p in parents)}.")
     node: Any = raw
     for parent in parents:
         node = node.setdefault(parent, {}) if isinstance(node, dict) else None
@@ -344,6 +346,7 @@ def _explain(path: Path, error: ValidationError) -> str:
             parts.append(f"{where} is missing")
         else:
             seen = "***" if _PASSWORD.search(str(problem["input"])) else repr(problem["input"])
-            parts.append(f"{where} = {seen}: {problem['msg'][0].lower() + problem['msg'][1:]}")
+            told = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{where} = {seen}: {told[0].lower() + told[1:]}")
     listed = "; ".join(parts)
     return f"The parameters of {path} can't be used: {listed}. The comments in params/ml-100k.yaml explain each key."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import re
 import unicodedata
 from collections import defaultdict
@@ -28,6 +30,17 @@ _ROMAN = {
     for i, n in enumerate(["ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii", "xiii"], start=2)
 }
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
+
+
+def read_csv(source: Path | io.BytesIO, name: str, columns: list[str]) -> pd.DataFrame:
+    """A quoted CSV with a header, every field a string; InputError when a column is missing or a row is torn."""
+    try:
+        table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError, csv.Error) as error:  # pandas' parser errors and wrong encodings are ValueErrors
+        raise InputError(f"{name} can't be read as CSV: {' '.join(str(error).split())}") from None
+    if missing := [c for c in columns if c not in table]:
+        raise InputError(f"{name} has no column {', '.join(missing)}; found {', '.join(map(str, table))}.")
+    return table[columns]
 
 
 def split_year(title: str) -> tuple[str, int | None]:
@@ -98,10 +111,15 @@ class TitleIndex:
         self.years = list(years)
         if len(self.titles) != len(self.years):
             raise ValueError(f"{len(self.titles)} titles for {len(self.years)} years")
-        self._by_name: dict[str, list[int]] = defaultdict(list)
+        self.by_name: dict[str, list[int]] = defaultdict(list)
         for number, title in enumerate(self.titles):
             for name in names(title):
-                self._by_name[name].append(number)
+                self.by_name[name].append(number)
+
+    @classmethod
+    def of(cls, films: pd.DataFrame) -> TitleIndex:
+        """From columns title and year; a film's number is its row."""
+        return cls(films["title"].tolist(), [None if pd.isna(y) else int(y) for y in films["year"]])
 
     def find(self, title: str, year: int | None) -> list[int]:
         """The films of that name, best year first: the exact year, else a year off by one, else one without a year.
@@ -111,7 +129,7 @@ class TitleIndex:
         counts before an AKA in brackets.
         """
         for name in names(title):
-            numbers = self._by_name.get(name, [])
+            numbers = self.by_name.get(name, [])
             if year is None and numbers:
                 return numbers
             for accept in ({year}, {year and year - 1, year and year + 1}, {None}):
@@ -122,8 +140,8 @@ class TitleIndex:
 
     def close(self, title: str, n: int = 3) -> list[str]:
         """Up to n catalogue titles that look like this one, most alike first."""
-        near = difflib.get_close_matches(normalise(title), list(self._by_name), n=n, cutoff=0.6)
-        numbers = dict.fromkeys(self._by_name[name][0] for name in near)
+        near = difflib.get_close_matches(normalise(title), list(self.by_name), n=n, cutoff=0.6)
+        numbers = dict.fromkeys(self.by_name[name][0] for name in near)
         return [self.titles[i] + (f" ({self.years[i]})" if self.years[i] else "") for i in numbers]
 
 
@@ -282,13 +300,7 @@ class _Theirs:
             name: {row[name]: j for j, row in enumerate(self.rows) if isinstance(row.get(name), str)}
             for name in ("imdb_id", "tmdb_id")
         }
-        self.by_name: dict[str, dict[int, bool]] = defaultdict(dict)
-        self.by_year: dict[int, list[int]] = defaultdict(list)
-        for j, row in enumerate(self.rows):
-            for name, main in _main_first(row["title"]):
-                self.by_name[name].setdefault(j, main)
-            if pd.notna(row["year"]):
-                self.by_year[int(row["year"])].append(j)
+        self.index = TitleIndex.of(others)
 
     def candidates(self, film: Mapping[str, Any]) -> Iterator[tuple[int, float, str]]:
         """(position, confidence, method) of what may be this film; ids and reviewed names leave no other candidate."""
@@ -305,24 +317,26 @@ class _Theirs:
                 yield self.by_id["imdb_id"][known], 0.99, "reviewed"
             return
         best: dict[int, tuple[float, str]] = {}
-        for name, main in _main_first(title):
-            for j, their_main in self.by_name.get(name, {}).items():
-                if pd.isna(self.rows[j]["year"]) or (off := abs(int(self.rows[j]["year"]) - year)) > 1:
-                    continue
-                aka = not (main and their_main)
+        for name in names(title):
+            for j in self._near(self.index.by_name.get(name, []), year):
+                theirs, off = self.index.titles[j], self.index.years[j] != year
+                aka = not (name in _main(title) and name in _main(theirs))
                 # with another year an article may be all that tells two films apart: The Fear (1995), Fear (1996)
-                other_article = _article(title) != _article(self.rows[j]["title"])
-                doubt = 0.05 * aka + (0.2 + 0.1 * other_article if off else 0.1)
+                doubt = 0.05 * aka + (0.2 + 0.1 * (article(title) != article(theirs)) if off else 0.1)
                 how = ("aka" if aka else "title") + "+year" + "±1" * off
                 best[j] = max(best.get(j, (0.0, "")), (round(1.05 - doubt, 2), how))
         yield from ((j, *claim) for j, claim in best.items())
+
+    def _near(self, numbers: Iterable[int], year: int) -> Iterator[int]:
+        """Those of the same or a neighbouring year."""
+        years = self.index.years
+        return (j for j in numbers if (theirs := years[j]) is not None and abs(theirs - year) <= 1)
 
     def alike(self, film: Mapping[str, Any]) -> list[int]:
         """Up to three films of the same or a neighbouring year whose title looks like this one."""
         if pd.isna(film["year"]):
             return []
-        year = int(film["year"])
-        near = {normalise(self.rows[j]["title"]): j for y in (year - 1, year, year + 1) for j in self.by_year[y]}
+        near = {normalise(self.index.titles[j]): j for j in self._near(range(len(self.rows)), int(film["year"]))}
         return [near[name] for name in difflib.get_close_matches(normalise(film["title"]), near, n=3, cutoff=0.75)]
 
 
@@ -330,13 +344,17 @@ def _records(films: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in films.to_dict("records")]
 
 
-def _main_first(title: str) -> Iterator[tuple[str, bool]]:
-    """The names of a film; whether a name is the title itself (with or without brackets) or an AKA."""
-    main = {normalise(title), normalise(_BRACKETS.sub("", title).strip())}
-    return ((name, name in main) for name in names(title))
+def _main(title: str) -> set[str]:
+    """The names that are the title itself, with and without its brackets; its others are AKAs."""
+    return {normalise(title), normalise(_BRACKETS.sub("", title).strip())}
 
 
-def _article(title: str) -> str:
+def article(title: str) -> str:
+    """The article before a title or behind its comma, in lower case; "" for none.
+
+    >>> article("Circle, The"), article("The Circle (Dayereh)"), article("Circle")
+    ('the', 'the', '')
+    """
     bare = _BRACKETS.sub("", title).strip().casefold()
     behind, leading = _BEHIND_COMMA.match(bare), _LEADING.match(bare)
     return behind.group(2) if behind else leading.group().strip() if leading else ""
@@ -351,13 +369,7 @@ def read_review(path: Path, films: pd.DataFrame, others: pd.DataFrame) -> dict[s
     ------
     InputError : no such table, a column or film that isn't there, another word, two yes for one film.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read as a review table: {' '.join(str(error).split())}") from None
-    missing = [c for c in (ITEM, "movieId", "decision") if c not in table]
-    if missing:
-        raise InputError(f"{path} lacks the column(s) {', '.join(missing)}; found {', '.join(map(str, table))}.")
+    table = read_csv(path, str(path), [ITEM, "movieId", "decision"])
     table["decision"] = table["decision"].str.strip().str.casefold()
     decided: dict[str, dict[str, bool]] = {}
     for line, row in enumerate(table.to_dict("records"), start=2):

@@ -8,6 +8,7 @@ whole zip is known, that decides. `ml-latest` changes over time: any edition of 
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -19,19 +20,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recsys_utils import movielens, synthetic
 from recsys_utils.archives import (
     UNREADABLE,
     Folder,
     Member,
+    alone,
     digest_of,
     download,
     folders_with,
     published_md5,
 )
-from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.interfaces import ITEM, USER, InputError, Scale
 from recsys_utils.movielens import Layout
 from recsys_utils.own_data import PREFIX, OwnData
 
@@ -273,6 +277,15 @@ class Fetched:
             text = self.archive.folder.copy(name, pin, Path(scratch) / name)
             self.archive.layout.ratings.to_parquet(text, target, self.dataset.prefix)
 
+    def u1_test(self, ratings: pd.DataFrame) -> NDArray[np.bool_] | None:
+        """Which of the ratings are in u1.test, the test part of the official split; None where the archive has none."""
+        if self.archive is None or not {"u1.test"} <= self.archive.folder.members & self.archive.layout.extras.keys():
+            return None
+        text = self.archive.folder.read(self.archive.pins(["u1.test"]))["u1.test"]
+        part = pd.read_csv(io.BytesIO(text), sep="\t", names=[USER, ITEM], usecols=[0, 1], dtype=str)
+        part[USER] = self.dataset.prefix + part[USER]
+        return pd.MultiIndex.from_frame(ratings[[USER, ITEM]]).isin(pd.MultiIndex.from_frame(part))
+
     def meta(self) -> dict[str, Any]:
         """The part of meta.json that describes the data set."""
         d = self.dataset
@@ -323,11 +336,10 @@ def fetch(name: str, *, archive: Path | None = None, raw: Path, say: Say = lambd
             raise InputError(f"{name} is generated and has no archive; leave dataset.archive empty (got {archive}).")
         return Fetched(dataset, None, None, "generated")
     cache = raw / name
-    if archive is not None:
-        found, source = open_archive(archive, dataset), "archive given"
-    else:
-        found, source = _automatic(dataset, cache, note)
-    return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
+    given = open_archive(archive, dataset) if archive is not None else None
+    with alone(cache, say):
+        found, source = (given, "archive given") if given else _automatic(dataset, cache, note)
+        return Fetched(dataset, found, _find_graph(dataset, found, cache, note), source, tuple(notes))
 
 
 def of_own(name: str, own: OwnData, noun: str = "item") -> Fetched:
@@ -355,10 +367,10 @@ def fetch_command(name: str, archive: Path | None, *, raw: Path, say: Say = prin
         return f"{name} is generated when a run needs it; there is nothing to fetch."
     target = raw / name / _cache_name(dataset, fetched.archive)
     if archive is not None and archive.resolve() != target.resolve():
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        shutil.copyfile(archive, part)
-        part.replace(target)
+        with alone(target.parent, say):
+            shutil.copyfile(archive, part)
+            part.replace(target)
     layout, kind = fetched.archive.layout, fetched.archive.kind
     fixed = layout.pinned or dataset.md5
     checked = "checksums match" if fixed else f"SHA-256 {digest_of(target, 'sha256')}"

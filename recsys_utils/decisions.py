@@ -49,7 +49,7 @@ def decision_table(findings: Sequence[Mapping[str, Any]], primaries: Sequence[Ma
     answers = {finding["id"]: finding for finding in findings}
     unanswered = sorted({row["question"] for row in primaries} - answers.keys())
     if unanswered:
-        raise ValueError(f"primary contrast(s) without a finding: {', '.join(unanswered)}")
+        raise ValueError(f"no finding answers the primary contrasts of {', '.join(unanswered)}")
     adjusted = holm([row["p"] for row in primaries])
     return pd.DataFrame(
         columns=COLUMNS,
@@ -133,10 +133,30 @@ def compare(a: Path, b: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Two decision tables joined by question and contrast; what one run lacks stays empty."""
-    both = a.merge(b, on=["id", "contrast"], how="outer", suffixes=("_a", "_b"))
+    """Two decision tables joined by question and place within it; what one run lacks stays empty.
+
+    Not by the contrast's words: they name what each run's rule chose (a strategy, a number of days), and ``contrast_b``
+    differs there.
+    """
+    tables = [table.assign(place=table.groupby("id").cumcount()) for table in (a, b)]
+    both = tables[0].merge(tables[1], on=["id", "place"], how="outer", sort=False, suffixes=("_a", "_b"))
     both["agree"] = (both["verdict_a"] == both["verdict_b"]).where(
         both["verdict_a"].notna() & both["verdict_b"].notna()
     )
-    shown = ["value", "ci_low", "ci_high", "n", "verdict"]
-    return both[["id", "contrast", *(f"{column}_{run}" for run in "ab" for column in shown), "agree"]]
+    shown = ["contrast", "value", "ci_low", "ci_high", "n", "verdict"]
+    return both[["id", *(f"{column}_{run}" for run in "ab" for column in shown), "agree"]]
+
+
+def in_words(compared: pd.DataFrame, name_a: str, name_b: str) -> pd.DataFrame:
+    """``side_by_side`` for a reader: question, contrast (both where they differ), each run's verdict and interval."""
+    shown = pd.DataFrame({"question": compared["id"]})
+    first, second = compared["contrast_a"], compared["contrast_b"]
+    same = (first == second) | first.isna() | second.isna()
+    shown["contrast"] = first.fillna(second).where(same, first + f" ({name_b}: " + second + ")")
+    for run, name in (("a", name_a), ("b", name_b)):
+        columns = (compared[f"{column}_{run}"] for column in ("verdict", "value", "ci_low", "ci_high"))
+        shown[name] = [
+            f"{verdict} {value:+.3f} [{low:+.3f}, {high:+.3f}]" if isinstance(verdict, str) else "not asked"
+            for verdict, value, low, high in zip(*columns, strict=True)
+        ]
+    return shown

@@ -169,6 +169,27 @@ def variant(strategy: str, ratio: float) -> str:
     return f"diversity={strategy};{'lambda' if strategy in (*RULES, EXPOSURE) else 'ratio'}={ratio:g}"
 
 
+def in_words(strategy: str, ratio: float, noun: str = "film") -> str:
+    """What a setting is called in a sentence.
+
+    >>> in_words("dpp", 0.12), in_words("popular-repaired", 0.1, "track")
+    ('a determinantal point process over genres (weight 0.12)', 'popular tracks (repaired, ratio 0.1)')
+    """
+    if strategy == "none":
+        return "the plain ranking"
+    kind = "weight" if strategy in (*RULES, EXPOSURE) else "ratio"
+    repaired = "repaired, " * strategy.endswith("-repaired")
+    return f"{WORDS[strategy.removesuffix('-repaired')].format(noun=noun)} ({repaired}{kind} {ratio:g})"
+
+
+WORDS = {
+    "genre": "random {noun}s of genres new to the user", "mid-rank": "random {noun}s from the middle of the ranking",
+    "popular": "popular {noun}s", "mmr": "maximal marginal relevance over genres", "xquad": "xQuAD over genres",
+    "calibration": "calibration to the profile's genres", "dpp": "a determinantal point process over genres",
+    "discount": "a discount for popularity", "exposure": "a last place for the {noun} least shown",
+}  # fmt: skip
+
+
 def places(k: int, ratio: float, *, repaired: bool = False) -> int:
     """How many of k places go to exploration: int(k ratio); repaired: at least one when ratio > 0.
 

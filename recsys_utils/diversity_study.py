@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -24,6 +25,7 @@ from recsys_utils.diversity import (
     Lists,
     Ranking,
     exposure_slot,
+    in_words,
     rerank,
     variant,
 )
@@ -48,8 +50,18 @@ _OF_ALL = {  # of all lists together, and without each
     "coverage": (metrics.coverage, metrics.coverage_without_each), "gini": (metrics.gini, metrics.gini_without_each),
 }  # fmt: skip
 _ENDS = {"": "value", " low": "ci_low", " high": "ci_high"}  # of an estimate, by the end of a column's name
+_TOLD = {"relative": "+.1%", "change": "+.3f", "level": ".3f"}  # how what is compared with a goal is written
 _DRAWN = (*RULES, EXPOSURE, "genre-repaired", "mid-rank-repaired", "popular-repaired")
 _LOOKS = {name: (f"C{place}", marker) for place, (name, marker) in enumerate(zip(_DRAWN, "os^DvP<>X", strict=True))}
+
+
+def label(metric: str) -> str:
+    """What a metric is called in a sentence.
+
+    >>> label("calibration_error@10"), label("ild@10")
+    ('calibration error', 'genre distance within a list')
+    """
+    return VARIETY[metric][0].partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Goal:
         ('calibration error -20%', 'catalogue coverage of at least 0.3')
         """
         form = {"relative": "{:+.0%}", "change": "{:+g}", "level": "of at least {:g}"}[self.kind]
-        return f"{VARIETY[self.metric][0].partition(',')[0]} {form.format(self.target)}"
+        return f"{label(self.metric)} {form.format(self.target)}"
 
     def share(self, value: float, plain: float) -> float:
         """How much of the target a metric reaches, 1 = just reached."""
@@ -365,6 +377,41 @@ def run_trial(
     return tried, tuning, test
 
 
+def knee_table(trials: Mapping[str, tuple[Study, Study]], max_loss: float, noun: str = "film") -> pd.DataFrame:
+    """By protocol and goal the knee that the choosing slice names, measured on the test part.
+
+    Where it works in batches only, what can be served to one person has a row of its own.
+
+    Parameters
+    ----------
+    trials : protocol -> studies of the choosing slice and of the test part
+
+    Returns
+    -------
+    protocol, goal, strategy (in words), gain and loss (estimates), gain told, outcome, knee
+    """
+    rows = []
+    for (name, (inner, found)), alone in product(trials.items(), (False, True)):
+        for goal in inner.shares:
+            if alone and inner.knee(goal, max_loss)[0] != EXPOSURE:
+                continue
+            knee = inner.knee(goal, max_loss, servable=alone)
+            gain, loss = found.progress(goal, knee), found.relative_gain(NDCG, knee)
+            reached = found.shares[goal][knee] >= 1
+            outcome = "missed" if not reached else "reached" if loss.value >= -max_loss else "reached, over budget"
+            rows.append(
+                {"protocol": name, "goal": f"{goal}{' (to one person)' * alone}", "strategy": in_words(*knee, noun),
+                 "gain": gain, "loss": loss, "gain told": format(gain, _TOLD[goal.kind]), "outcome": outcome,
+                 "knee": knee}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def drawn(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plain ranking and of the strategies that the figure shows; of the classic ones the repaired."""
+    return summary[summary["strategy"].isin((PLAIN[0], *_LOOKS))]
+
+
 def front(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The settings that no other beats in ndcg without losing in ``metric``, by rising ndcg.
 
@@ -386,6 +433,7 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
     summary : of a :class:`Study`
     max_loss : where to draw the budget, as a share of ndcg
     """
+    summary = drawn(summary)
     known = [metric for metric in VARIETY if metric in summary]
     figure, axes = plt.subplots(
         -(-len(known) // 2), 2, figsize=(8.2, 3.3 * -(-len(known) // 2)), sharey=True, squeeze=False
@@ -393,7 +441,7 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
     for ax, metric in zip(axes.flat, known, strict=False):
         best = front(summary, metric)
         ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="front")
-        for strategy in summary["strategy"][summary["strategy"].isin(_LOOKS)].unique():
+        for strategy in summary["strategy"][summary["strategy"] != PLAIN[0]].unique():
             part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
             x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
             ax.errorbar(

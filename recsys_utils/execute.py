@@ -63,32 +63,19 @@ def _job_main(text: str) -> int:
 
 def _execute_notebook(job: dict[str, Any], tell: Callable[..., None]) -> int:
     import papermill
-    from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError, strip_color
 
-    at = [0]
+    at, notebook, to = [0], Path(job["notebook"]), Path(job["to"])
+    cells = len(json.loads(notebook.read_text(encoding="utf-8"))["cells"]) + 1  # and one that papermill injects
 
-    class Telling(NBClientEngine):  # type: ignore[misc]
-        """papermill's engine, which also tells which cell it is at."""
+    def at_cell(cell: Any, cell_index: int) -> None:
+        at[0] = cell_index + 1
+        tell(cell=at[0], of=cells)
 
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
-            start = nb_man.cell_start
-
-            def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
-                at[0] = (cell_index or 0) + 1
-                tell(cell=at[0], of=len(nb_man.nb.cells))
-                start(cell, cell_index, **more)
-
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-    papermill_engines.register("telling", Telling)
-    notebook, to = Path(job["notebook"]), Path(job["to"])
     try:
         papermill.execute_notebook(
-            notebook, to, job["values"], engine_name="telling", kernel_name="python3", cwd=notebook.parent,
-            progress_bar=False, record_timing=False,
+            notebook, to, job["values"], kernel_name="python3", cwd=notebook.parent, progress_bar=False,
+            record_timing=False, on_cell_start=at_cell,
         )  # fmt: skip
     except PapermillExecutionError as error:
         traceback = strip_color("\n".join(error.traceback))

@@ -10,20 +10,18 @@ import codecs
 import csv
 import io
 import json
-import lzma
 import re
-import struct
 import sys
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from recsys_utils.archives import UNREADABLE
 from recsys_utils.crosswalk import split_year
-from recsys_utils.interfaces import ITEM, RATING, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, InputError, Scale, counted
 
 Rows = list[tuple[str, dict[str, str]]]  # where in the file, and its cells by column
 
@@ -37,17 +35,6 @@ _SHOWN = 5
 _LIMIT = 100 << 20  # bytes of a file, or of a file in a zip
 _LONGEST = 1000  # characters of a cell that is used
 _MOST = 100_000  # rows
-# whatever zipfile raises for a file that is cut, overwritten, encrypted or packed in a way it does not know
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    OSError,
-    ValueError,
-)
 
 
 class Layout(NamedTuple):
@@ -170,7 +157,7 @@ def load(content: bytes, name: str, scale: Scale, overruled: bool = False) -> Sh
 
     >>> sheet = load(b"Title,Date\\nDark: Season 1: Secrets,1/5/20\\nHeat,1/6/20\\n", "history", Scale(1, 5))
     >>> sheet.layout.name, [entry.shown for entry in sheet.entries], sheet.notes
-    ('Netflix viewing history', ['Heat'], ['1 series, episodes or games are left out.'])
+    ('Netflix viewing history', ['Heat'], ['Left out: 1 of series, episodes or games.'])
     """
     if not content.startswith(b"PK\x03\x04"):
         return _sheet(content, name, scale, overruled)
@@ -235,7 +222,7 @@ def _unpacked(content: bytes, name: str) -> list[tuple[str, bytes]]:
                 if info.file_size > _LIMIT:
                     raise InputError(f"{name}: {path.name} would unpack to {info.file_size:,} bytes; not read.")
                 parts.append((str(path), bundle.read(info)))
-    except _UNREADABLE as error:
+    except (*UNREADABLE, ValueError) as error:
         raise InputError(f"{name} is not UTF-8 text, and can't be read as a zip archive either ({error}).") from None
     if not parts:
         raise InputError(f"{name} is a zip without a table of ratings (csv or json) in it; expected {FORMATS}.")
@@ -288,13 +275,13 @@ def _sheet(content: bytes, name: str, scale: Scale, overruled: bool) -> Sheet:
     films = [_entry(where, row, name, layout, scale, overruled) for where, row in meant if not _is_series(row)]
     kept = [e for e in films if e.rating is not None or layout.views]
     if not kept:
-        raise InputError(f"{name} ({layout.name}) holds no rated film in its {len(rows)} row(s).")
+        raise InputError(f"{name} ({layout.name}) holds no rated film in {counted(len(rows), 'row')}.")
     if layout.name == "Letterboxd export" and RATING not in present:
         notes.append("Without ratings these count as films watched (a watchlist has the same columns).")
     if len(films) < len(meant):
-        notes.append(f"{len(meant) - len(films)} series, episodes or games are left out.")
+        notes.append(f"Left out: {len(meant) - len(films)} of series, episodes or games.")
     if len(kept) < len(films):
-        notes.append(f"{len(films) - len(kept)} film(s) without a rating are left out.")
+        notes.append(f"Left out: {counted(len(films) - len(kept), 'film')} without a rating.")
     return Sheet(layout, kept, notes)
 
 
@@ -319,7 +306,7 @@ def csv_rows(text: str, name: str) -> tuple[list[str], Rows]:
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise InputError(
-                f"{name}, line {line}, has {len(row)} field(s) where the header has {len(header)} "
+                f"{name}, line {line}, has {counted(len(row), 'field')} where the header has {len(header)} "
                 f"({','.join(header)[:300]}); put titles that hold a comma in double quotes."
             )
     return header, [(f"line {line}", dict(zip(header, row, strict=True))) for line, row in rows[1:]]

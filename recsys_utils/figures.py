@@ -28,6 +28,8 @@ _LOOKS = {
     "mixture": (_PETROFF[9], "*"),
     "blend": (_PETROFF[6], "X"),
     "latent_traits": (_PETROFF[7], "h"),
+    "bayesian_fm": (_PETROFF[8], "p"),
+    "ladder": (_PETROFF[6], "X"),
 }
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 
 
 def natural_order(ids: Iterable[str]) -> list[str]:
@@ -93,9 +93,8 @@ class Interactions:
         ------
         InputError : a column is missing, a pair occurs twice, a rating is off the scale, an id is unknown.
         """
-        missing = [c for c in (USER, ITEM, RATING) if c not in frame]
-        if missing:
-            raise InputError(f"Ratings lack the column(s) {', '.join(missing)}; found {', '.join(map(str, frame))}.")
+        if missing := [c for c in (USER, ITEM, RATING) if c not in frame]:
+            raise InputError(f"Ratings have no column {', '.join(missing)}; found {', '.join(map(str, frame))}.")
         user_ids = np.asarray(natural_order(set(frame[USER])) if users is None else list(users), dtype=object)
         item_ids = np.asarray(natural_order(set(frame[ITEM])) if items is None else list(items), dtype=object)
         user = pd.Index(user_ids).get_indexer(pd.Index(frame[USER].to_numpy(dtype=object)))
@@ -103,13 +102,13 @@ class Interactions:
         for name, index in ((USER, user), (ITEM, item)):
             if (index < 0).any():
                 bad = frame[name].to_numpy()[index < 0]
-                raise InputError(f"{len(set(bad))} value(s) of {name} are unknown, the first is {bad[0]!r}.")
+                raise InputError(f"Unknown: {counted(len(set(bad)), 'value')} of {name}, the first is {bad[0]!r}.")
         rating = frame[RATING].to_numpy(dtype=np.float32)
         off = ~((rating >= scale.lo) & (rating <= scale.hi))
         if off.any():
             row = int(np.flatnonzero(off)[0])
             raise InputError(
-                f"{int(off.sum())} rating(s) lie outside the scale {scale.lo:g}-{scale.hi:g}; "
+                f"These lie outside the scale {scale.lo:g}-{scale.hi:g}: {counted(int(off.sum()), 'rating')}; "
                 f"the first is {rating[row]:g} by {frame[USER].iloc[row]!r} for {frame[ITEM].iloc[row]!r}."
             )
         if pd.DataFrame({"u": user, "i": item}).duplicated().any():

@@ -93,6 +93,14 @@ class RatingPredictor(Recommender, Protocol):
         ...
 
 
+def counted(n: int, noun: str) -> str:
+    """
+    >>> counted(1, "rating"), counted(1200, "rating")
+    ('1 rating', '1,200 ratings')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def child_seed(root: int, *names: str | int) -> int:
     """Derive an independent 32-bit seed from a root seed and a path of names.
 

@@ -6,7 +6,6 @@ are streamed from text to parquet, so 32 million of them need little memory; the
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import pandas as pd
 import polars as pl
 
 from recsys_utils.archives import Member
-from recsys_utils.crosswalk import imdb_id, split_year
+from recsys_utils.crosswalk import imdb_id, read_csv, split_year
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError
 
 Files = Mapping[str, bytes]
@@ -120,20 +119,12 @@ def _decode(text: bytes) -> str:
         return text.decode("latin-1")
 
 
-def read_csv(files: Files, name: str, columns: list[str]) -> pd.DataFrame:
-    """A quoted CSV with a header, every field a string; InputError when a column is missing or a row is torn."""
-    try:
-        table = pd.read_csv(io.BytesIO(files[name]), dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, csv.Error) as error:  # pandas' parser errors and wrong encodings are ValueErrors
-        raise InputError(f"{name} can't be read as CSV: {' '.join(str(error).split())}") from None
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise InputError(f"{name} lacks the column(s) {', '.join(missing)}; found {', '.join(map(str, table))}.")
-    return table[columns]
+def _csv(files: Files, name: str, columns: list[str]) -> pd.DataFrame:
+    return read_csv(io.BytesIO(files[name]), name, columns)
 
 
 def films_csv(files: Files) -> pd.DataFrame:
-    table = read_csv(files, "movies.csv", ["movieId", "title", "genres"])
+    table = _csv(files, "movies.csv", ["movieId", "title", "genres"])
     return _films(table["movieId"], table["title"], _split_genres(table["genres"]))
 
 
@@ -142,7 +133,7 @@ def films_csv(files: Files) -> pd.DataFrame:
 
 def links(files: Files) -> pd.DataFrame:
     """item_id, imdb_id (tt0114709), tmdb_id from links.csv; empty where MovieLens has none."""
-    table = read_csv(files, "links.csv", ["movieId", "imdbId", "tmdbId"])
+    table = _csv(files, "links.csv", ["movieId", "imdbId", "tmdbId"])
     return pd.DataFrame(
         {
             ITEM: table["movieId"],
@@ -155,7 +146,7 @@ def links(files: Files) -> pd.DataFrame:
 def tags(files: Files) -> pd.DataFrame:
     """item_id, keywords: what people tagged a film with, in lower case, each tag once, sorted."""
     if "tags.csv" in files:
-        table = read_csv(files, "tags.csv", ["movieId", "tag"])
+        table = _csv(files, "tags.csv", ["movieId", "tag"])
     else:
         rows = [line.split("::", 2)[1:] for line in _decode(files["tags.dat"]).splitlines() if line]
         table = pd.DataFrame([(film, rest.rsplit("::", 1)[0]) for film, rest in rows], columns=["movieId", "tag"])
@@ -169,7 +160,7 @@ def genome(files: Files) -> pd.DataFrame:
         files["genome-scores.csv"], schema={"movieId": pl.String, "tagId": pl.String, "relevance": pl.Float32}
     )
     strong = scores.filter(pl.col("relevance") >= GENOME_RELEVANCE).collect(engine="streaming")
-    names = read_csv(files, "genome-tags.csv", ["tagId", "tag"]).set_index("tagId")["tag"]
+    names = _csv(files, "genome-tags.csv", ["tagId", "tag"]).set_index("tagId")["tag"]
     return _grouped(pd.Series(strong["movieId"].to_list()), pd.Series(strong["tagId"].to_list()).map(names))
 
 
@@ -234,6 +225,7 @@ ML_100K = Layout(
     },
     ratings=TAB,
     films=films_100k,
+    extras={"u1.test": Member("18c6014a4b2c7324f250a63f8904a7b16b2b19f911129e346141507b0cbac950", 392_629)},
 )
 ML_100K_WHEEL = Layout(
     members={

@@ -23,11 +23,12 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.collaborative import _checked, _RatingModel, _row_means
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores
+from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores, counted
 from recsys_utils.protocols import LeakError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Places = NDArray[np.int32] | Integers
 New = Callable[[str, tuple[int, ...], Any], NDArray[Any]]
 
 STEPS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)  # grids that ratings may lie on; the finest rounds
@@ -221,6 +222,12 @@ class Neighbours(_RatingModel):
         return other
 
     # ---- asking
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """(N,) every rating of the store."""
+        lo, step, _, bits = self.grid
+        return np.asarray(lo + step * (self.rows & ((1 << int(bits)) - 1)), np.float32)
 
     def nearest(self, profile: csr_matrix) -> Nearest:
         """The neighbours of one profile (1, I)."""
@@ -424,7 +431,7 @@ def _check_memory(n_ratings: int, n_users: int, n_items: int) -> None:
 
 
 def predict_pairs(
-    model: Neighbours, profiles: csr_matrix, row: Integers, item: Integers
+    model: Neighbours, profiles: csr_matrix, row: Places, item: Places
 ) -> tuple[Floats, NDArray[np.int32]]:  # fmt: skip
     """Predictions (NaN: none) and votes for the pairs (row of ``profiles``, item), a block of profiles at a time."""
     who, place = np.unique(row, return_inverse=True)
@@ -450,7 +457,8 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     agree = [column[column & ((1 << bits) - 1) == c] >> bits for column, c in zip(columns, code, strict=True)]
     same = reduce(np.intersect1d, agree) if n >= model.min_overlap else np.zeros(0)
     if same.size:
-        raise LeakError(f"{same.size} training user(s) gave all {n} ratings of the profile; leave them out of the fit")
+        who = counted(same.size, "training user")
+        raise LeakError(f"{who} gave all {n} ratings of the profile: to be left out of the fit")
     found = []
     for hidden in range(n):
         rest = np.arange(n) != hidden
@@ -459,7 +467,7 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["item", RATING, "predicted", "votes"])
 
 
-def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Integers, item: Integers) -> Floats:
+def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places, item: Places) -> Floats:
     """Baseline for pairs (row of ``profiles``, item): the item's mean plus the user's mean distance from such means."""
     mean = _row_means(train.user_item.T.tocsr(), float(train.rating.mean()))
     distance = csr_matrix((profiles.data - mean[profiles.indices], profiles.indices, profiles.indptr), profiles.shape)

@@ -7,7 +7,6 @@ scale is read from the data. Nothing is decided silently: :class:`OwnData` carri
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recsys_utils.archives import UNREADABLE
+from recsys_utils.archives import UNREADABLE, digest_of
 from recsys_utils.catalogue import LISTS
 from recsys_utils.exports import decoded, parse_scale
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 
 Say = Callable[[str], None]
 
@@ -116,7 +115,7 @@ def read(
     if not latest[RATING].ge(scale_found.liked).any():
         raise InputError(f"{ratings.name}: no rating is a like ({scale_found.liked:g} or more); set dataset.liked.")
     kept = latest.assign(**{USER: PREFIX + latest[USER]}).astype({RATING: np.float32, TIMESTAMP: np.int64})
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (ratings, items) if path}
+    hashes = {path.name: digest_of(path, "sha256") for path in (ratings, items) if path}
     return OwnData(kept.reset_index(drop=True), known, scale_found, has_time, tuple(notes), hashes)
 
 
@@ -198,13 +197,13 @@ def _usable(table: pd.DataFrame, name: str, say: Say) -> pd.DataFrame:
     bad_ids = ~(table[USER].str.len().between(1, _LONGEST) & table[ITEM].str.len().between(1, _LONGEST))
     no_rating = ~bad_ids & ~(numbers.abs() <= _LARGEST)
     lost, example = bad_ids | no_rating, table[RATING][no_rating].iloc[:1].str[:40].tolist()
-    told = f"{int(bad_ids.sum()):,} row(s) name no user or no item" if bad_ids.any() else ""
+    told = f"{counted(int(bad_ids.sum()), 'row')} without user or item" if bad_ids.any() else ""
     if example:
-        told += f"{' and ' * bool(told)}{int(no_rating.sum()):,} have no number as rating, such as {example[0]!r}"
+        told += f"{' and ' * bool(told)}{int(no_rating.sum()):,} without a number as rating, such as {example[0]!r}"
     if table.empty or lost.mean() > 0.5:
         raise InputError(f"{name}: most of its {len(table):,} rows can't be used: {told or 'it has only a header'}.")
     if told:
-        say(f"{told}: left out.")
+        say(f"Left out: {told}.")
     return table.loc[~lost, [USER, ITEM]].assign(**{RATING: numbers[~lost]})
 
 
@@ -222,7 +221,7 @@ def _scaled(
             steps = len(counts) <= _DISCRETE and counts.index[0] == 0
             zeros = "none" if steps and not above / 50 <= n <= above * 10 else "rating"
             why = f"{above:,} are {counts.index[counts.index > 0].min():g}; dataset.zeros overrules"
-        say(f"{n:,} rating(s) are 0 and count as {'ratings' if zeros == 'rating' else 'not rated'} ({why}).")
+        say(f"Of value 0: {counted(n, 'rating')}, counting as {'such' if zeros == 'rating' else 'not rated'} ({why}).")
         frame = frame if zeros == "rating" else frame[frame[RATING] != 0]
     values = np.unique(frame[RATING])
     if scale is None and len(values) < 2:
@@ -232,7 +231,7 @@ def _scaled(
     if on.mean() < 0.95:
         raise InputError(f"{name}: {1 - on.mean():.0%} of the ratings lie outside dataset.scale {low:g}-{high:g}.")
     if not on.all():
-        say(f"{int((~on).sum()):,} rating(s) lie off the scale: left out.")
+        say(f"Left out: {counted(int((~on).sum()), 'rating')} off the scale.")
     steps = f"in steps of {np.diff(values).min():g}" if 1 < len(values) <= _DISCRETE else f"{len(values):,} values"
     source = "as given" if scale else "read from the data; dataset.scale overrules"
     upper = float((frame[RATING] > (low + high) / 2).mean())
@@ -254,14 +253,14 @@ def _seconds(text: pd.Series, say: Say) -> pd.Series | None:
     lost = int(seconds.isna().sum())
     if lost:
         fate = "these rows are left out" if lost <= _LATE * len(text) else "the study does without times"
-        say(f"{lost:,} time(s) are neither seconds since 1970 nor dates such as 2019-04-03: {fate}.")
+        say(f"Neither seconds since 1970 nor a date such as 2019-04-03: {counted(lost, 'time')}; {fate}.")
     return seconds if lost <= _LATE * len(text) else None
 
 
 def _count(frame: pd.DataFrame, latest: pd.DataFrame, name: str, say: Say) -> None:
     """Say what a reader should know of users and items; InputError where no protocol could be run."""
     if twice := len(frame) - len(latest):
-        say(f"{twice:,} rating(s) are an earlier one of the same user and item: the latest counts, or the last row.")
+        say(f"Of the same user and item: {counted(twice, 'earlier rating')}; the latest counts, or the last row.")
     by_user = latest.groupby(USER)[RATING]
     enough = int((by_user.size() >= FEWEST_EACH).sum())
     if enough < FEWEST_USERS or len(latest) < FEWEST_RATINGS:
@@ -271,7 +270,7 @@ def _count(frame: pd.DataFrame, latest: pd.DataFrame, name: str, say: Say) -> No
         )
     constant = int(((by_user.size() > 1) & (by_user.min() == by_user.max())).sum())
     single = int((latest[ITEM].value_counts() == 1).sum())
-    say(f"{constant:,} user(s) rate everything alike and {single:,} item(s) have one rating: kept.")
+    say(f"{counted(constant, 'user')} with ratings all alike and {counted(single, 'item')} with one rating: kept.")
 
 
 # ---- items
@@ -283,7 +282,7 @@ def _items(facts: pd.DataFrame, rated: pd.Series, say: Say) -> pd.DataFrame:
     absent = sorted(set(rated) - set(known[ITEM]))
     if len(facts):
         dropped = f"; {len(facts) - len(known):,} of its rows repeat an item or name none" * (len(facts) > len(known))
-        say(f"The table of items names {len(known):,}; {len(absent):,} rated item(s) are not in it{dropped}.")
+        say(f"The table of items names {len(known):,}; it lacks {counted(len(absent), 'rated item')}{dropped}.")
     items = pd.concat([known, pd.DataFrame({ITEM: absent}, dtype=object)], ignore_index=True).fillna("")
     items["title"] = items["title"].where(items["title"] != "", items[ITEM]) if "title" in items else items[ITEM]
     years = (

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.crosswalk import REVIEWED, TitleIndex, normalise, split_year
+from recsys_utils.crosswalk import REVIEWED, TitleIndex, article, normalise, split_year
 from recsys_utils.exports import PLAIN, THUMBS, Entry, content, csv_rows, decoded, listed, load
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, InputError, Scale, counted
 
 REVIEW = ["imdb_id", "tmdb_id", "title", "year", RATING, "reason", ITEM]
 NONE = "none"  # in a review file: this film is not in the catalogue
@@ -23,9 +23,6 @@ _SUGGESTED = 10  # unmatched titles that get a suggestion; looking for likeness 
 # films whose MovieLens ids are known: a catalogue is under these ids (1M and later) when it agrees; ML-100K's is not
 _MOVIELENS = {"2": "Jumanji", "10": "GoldenEye", "150": "Apollo 13", "296": "Pulp Fiction", "356": "Forrest Gump",
               "480": "Jurassic Park", "2571": "The Matrix"}  # fmt: skip
-_ARTICLE = re.compile(
-    r"^(?:the|an?|l[ae]s?|el|il|los|der|die|das)\s|,\s*(?:the|an?|l[ae]s?|el|il|los|der|die|das)\b", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class OwnRatings:
     views : films seen and not rated; in a profile they count as ``view_rating``: the person's mean, or where they rated
         nothing the lowest like
     source : the kind of file, and its scale
+    scale : of all the ratings, where they have one and were mapped from it linearly
     total : films of the file, rated or seen
     notes : sentences on what else a person should know
     """
@@ -51,6 +49,7 @@ class OwnRatings:
     views: tuple[str, ...] = ()
     view_rating: float = 0.0
     source: str = ""
+    scale: Scale | None = None
     total: int = 0
     notes: tuple[str, ...] = ()
 
@@ -62,11 +61,11 @@ class OwnRatings:
     @property
     def report(self) -> str:
         """One paragraph: how many ratings count, on which scale, and which titles don't."""
-        views = f" and {len(self.views)} view(s)" if self.views else ""
-        text = f"{len(self.frame)} rating(s){views} matched the catalogue"
+        views = f" and {counted(len(self.views), 'view')}" if self.views else ""
+        text = f"{counted(len(self.frame), 'rating')}{views} matched the catalogue"
         text += f" ({self.matched:.1%} of {self.total}; {self.source})."
         if self.unmatched:
-            text += f" {len(self.unmatched)} title(s) did not and are left out: {listed(self.unmatched)}."
+            text += f" Left out: {counted(len(self.unmatched), 'title')} that did not, {listed(self.unmatched)}."
         return " ".join([text, *self.notes])
 
     def profile(self, items: Sequence[str]) -> csr_matrix:
@@ -84,7 +83,6 @@ def read(
     scale: Scale,
     *,
     source_scale: Scale | None = None,
-    mapping: Literal["linear", "quantile"] = "linear",
     reference: ArrayLike | None = None,
     review: Path | None = None,
 ) -> OwnRatings:
@@ -94,15 +92,15 @@ def read(
     episodes and games are left out. Of several ratings of a film the latest counts; where nothing says which that is
     (a plain table without dates) they are refused.
 
-    A rating v on the source's scale [a, b] becomes lo + (v - a) (hi - lo) / (b - a), or by ``mapping="quantile"`` the
-    quantile of ``reference`` at v's mid-rank among this person's ratings.
+    A rating v on the source's scale [a, b] becomes lo + (v - a) (hi - lo) / (b - a), or, given a ``reference``, its
+    quantile at v's mid-rank among this person's ratings.
 
     Parameters
     ----------
     items : the catalogue, with item_id, title and year; imdb_id and tmdb_id where known
     scale : the rating scale of the data the models were fitted on
     source_scale : of the file, for tables that don't state it, or to overrule what the layout says
-    reference : ratings of the data set, for the quantile map
+    reference : ratings of the data set, for the quantile map; None maps linearly
     review : a CSV of films that were not matched. What a person filled in under item_id is used ("none": leave it out),
         then it is written again with what is open.
 
@@ -133,9 +131,9 @@ def read(
         raise InputError(f"No title of {name} names a film of the catalogue: {listed(list(open_ones.values()))}.")
     kept, twice = _latest(found, items, name, strict=layout is PLAIN)
     if twice:
-        notes.append(f"{len(twice)} film(s) were rated more than once; the latest rating counts: {listed(twice)}.")
+        notes.append(f"Rated more than once, so that the latest rating counts: {listed(twice)}.")
     rated = [e for e in kept if e.rating is not None]
-    values = _mapped(rated, scale, mapping, reference)
+    values = _mapped(rated, scale, reference)
     view_rating = float(values.mean()) if rated else scale.liked
     views = tuple(str(e.item) for e in kept if e.rating is None)
     if views:
@@ -146,8 +144,10 @@ def read(
         columns=[ITEM, "raw", "lo", "hi", TIMESTAMP, "matched_by"],
     )
     frame = pd.DataFrame({ITEM: raw[ITEM], RATING: values.astype(np.float32)})
-    total, kind = len(kept) + len(open_ones), f"{layout.name}, {_scales(rated, scale, mapping)}"
-    return OwnRatings(frame, tuple(open_ones.values()), raw, views, view_rating, kind, total, tuple(notes))
+    used = {e.scale for e in rated}
+    one = used.pop() if len(used) == 1 and reference is None and THUMBS not in used else None
+    total, kind = len(kept) + len(open_ones), f"{layout.name}, {_scales(rated, scale, reference is not None)}"
+    return OwnRatings(frame, tuple(open_ones.values()), raw, views, view_rating, kind, one, total, tuple(notes))
 
 
 def _refuse_ambiguous(ratings: Sequence[float], name: str, scale: Scale) -> None:
@@ -155,7 +155,7 @@ def _refuse_ambiguous(ratings: Sequence[float], name: str, scale: Scale) -> None
     if ratings and scale.hi >= 9 and max(ratings) <= 5:
         own = f"{scale.lo:g}-{scale.hi:g}"
         raise InputError(
-            f"The {len(ratings)} rating(s) of {name} end at {max(ratings):g} while these data use {own}: they may be "
+            f"The ratings of {name} end at {max(ratings):g} while these data use {own}: they may be "
             f"stars or points. Say which: --scale 0.5-5, or --scale {own}."
         )
 
@@ -181,7 +181,7 @@ def _match(
     unknown = [e.names["item"] for e in entries if e.names["item"] and e.names["item"] not in known]
     if unknown:
         raise InputError(
-            f"{name} names {len(unknown)} film(s) that are not in the catalogue: item_id {listed(unknown)}. "
+            f"{name} names {counted(len(unknown), 'film')} not in the catalogue: item_id {listed(unknown)}. "
             f"The catalogue has {len(known):,} films, for example {', '.join(items[ITEM].head(3))}."
         )
     ids = {"imdb": _ids(items, "imdb_id"), "tmdb": _ids(items, "tmdb_id")}
@@ -189,7 +189,7 @@ def _match(
     anchors = [normalise(items["title"].iloc[known[i]]) == normalise(t) for i, t in _MOVIELENS.items() if i in known]
     movielens = known if len(anchors) > 1 and all(anchors) else {}
     reviewed = {(normalise(t), y): _number(i) for title, i in REVIEWED.items() for t, y in [split_year(title)]}
-    index = TitleIndex(items["title"].tolist(), [None if pd.isna(y) else int(y) for y in items["year"]])
+    index = TitleIndex.of(items)
     suggestions = _SUGGESTED
     for e in entries:
         if e.key in decided:
@@ -221,7 +221,7 @@ def _by_title(
             n for n in index.find(title, e.year)
             if all(number is None or ids[kind][n] in (None, number) for kind, number in numbers.items())
             # a year off by one is often a later release, but not of "Circle" when the other is "The Circle"
-            and (e.year in (None, index.years[n]) or _has_article(index.titles[n]) == _has_article(title))
+            and (e.year in (None, index.years[n]) or article(index.titles[n]) == article(title))
         ]  # fmt: skip
         if len({index.years[n] for n in found}) > 1:
             return None, f" (say which year: {', '.join(str(index.years[n]) for n in found)})"
@@ -229,10 +229,6 @@ def _by_title(
             # some catalogues hold a film under two ids of the same title and year: the first one stands for it
             return found[0], ""
     return None, ""
-
-
-def _has_article(title: str) -> bool:
-    return _ARTICLE.search(title) is not None
 
 
 def _latest(found: list[Entry], items: pd.DataFrame, name: str, strict: bool) -> tuple[list[Entry], list[str]]:
@@ -255,9 +251,7 @@ def _latest(found: list[Entry], items: pd.DataFrame, name: str, strict: bool) ->
     return list(last.values()), list(twice.values())
 
 
-def _mapped(
-    rated: Sequence[Entry], scale: Scale, mapping: str, reference: ArrayLike | None
-) -> NDArray[np.float64]:  # fmt: skip
+def _mapped(rated: Sequence[Entry], scale: Scale, reference: ArrayLike | None) -> NDArray[np.float64]:
     """Ratings on the data set's scale, one an entry."""
     linear = []
     for e in rated:
@@ -265,23 +259,19 @@ def _mapped(
         knots = ((1, 2, 3), (scale.lo, scale.liked, scale.hi)) if e.scale is THUMBS else ends
         linear.append(float(np.interp(e.rating or 0.0, *knots)))
     values = np.asarray(linear, np.float64)
-    if mapping == "linear" or not rated:
+    if reference is None or not rated:
         return values
-    if reference is None:
-        raise InputError(
-            "The quantile map needs the data set's ratings to map onto; use mapping='linear' without them."
-        )
     place = (pd.Series(values).rank(method="average").to_numpy() - 0.5) / len(values)
     return np.asarray(np.quantile(np.asarray(reference, np.float64), place, method="inverted_cdf"))
 
 
-def _scales(rated: Sequence[Entry], scale: Scale, mapping: str) -> str:
+def _scales(rated: Sequence[Entry], scale: Scale, by_quantiles: bool) -> str:
     """'scale 1-10 mapped onto 1-5': what was read, and what was done to it."""
     used = list(dict.fromkeys("thumbs" if e.scale is THUMBS else f"{e.scale.lo:g}-{e.scale.hi:g}" for e in rated))
     target = f"{scale.lo:g}-{scale.hi:g}"
     if not used:
         return "no ratings"
-    if mapping == "quantile":
+    if by_quantiles:
         return f"scale {' and '.join(used)} mapped by quantiles onto {target}"
     return f"scale {' and '.join(used)}" + (f" mapped onto {target}" if used != [target] else "")
 
@@ -295,7 +285,7 @@ def _decisions(path: Path, known: set[str]) -> dict[tuple[str, ...], str]:
         return {}
     header, rows = csv_rows(decoded(content(path, str(path)), str(path))[0], str(path))
     if missing := [c for c in REVIEW if c not in header]:
-        raise InputError(f"The review file {path} lacks the column(s) {', '.join(missing)}; delete it to make it anew.")
+        raise InputError(f"The review file {path} has no column {', '.join(missing)}; delete it to make it anew.")
     decided = {tuple(row[c] for c in REVIEW[:4]): row[ITEM] for _, row in rows if row[ITEM]}
     if unknown := [i for i in decided.values() if i not in known and i != NONE]:
         raise InputError(

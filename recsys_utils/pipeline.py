@@ -37,7 +37,7 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "02_content_tfidf": ("01_ingest",),
     "03_cf_grid_search": ("01_ingest",),
     "04_neighbours": ("01_ingest",),
-    "05_latent_traits": ("01_ingest", "03_cf_grid_search"),
+    "05_latent_traits": ("01_ingest", "03_cf_grid_search", "04_neighbours"),
     "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
     "07_diversity": ("01_ingest", "06_alpha_curve"),
     "08_elicitation": ("01_ingest", "06_alpha_curve"),
@@ -96,6 +96,10 @@ class Plan:
     @property
     def report(self) -> Path:
         return self.root / "reports" / self.name
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage's outputs stand."""
+        return self.report if stage == SITE else self.workspace / stage
 
     def notebook(self, stage: str) -> Path:
         return self.root / self.notebooks / f"{stage}.ipynb"
@@ -235,7 +239,7 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
 
 def manifest(plan: Plan, stage: str) -> dict[str, dict[str, str]]:
     """The record of a finished stage: {"made_from": {...}, "outputs": {file: sha256}}; empty when there is none."""
-    record: dict[str, dict[str, str]] = _read_json(plan.workspace / stage / MANIFEST)
+    record: dict[str, dict[str, str]] = _read_json(plan.folder(stage) / MANIFEST)
     return record
 
 
@@ -287,8 +291,7 @@ class _Run:
         record = manifest(self.plan, stage)
         had: dict[str, str] = record.get("made_from", {})
         changed = sorted(name for name in wanted.keys() | had.keys() if wanted.get(name) != had.get(name))
-        folder = self.plan.report if stage == SITE else self.plan.workspace / stage
-        missing = [name for name in record.get("outputs", {}) if not (folder / name).exists()]
+        missing = [name for name in record.get("outputs", {}) if not (self.plan.folder(stage) / name).exists()]
         if not record:
             reason = "not there yet"
         elif changed:
@@ -320,8 +323,8 @@ class _Run:
         if self.failed or self.input_error:
             return False
         plan = self.plan
-        target = plan.report if stage == SITE else plan.workspace / stage
-        working = target.with_name(f".{stage}.tmp") if stage != SITE else target.with_name(f".{target.name}.tmp")
+        target = plan.folder(stage)
+        working = target.with_name(f".{target.name}.tmp")
         working.mkdir(parents=True)
         if stage == SITE:
             for file in self._measured():
@@ -338,15 +341,9 @@ class _Run:
             shutil.rmtree(working)
             return False
         seconds = time.perf_counter() - started
-        if stage == SITE:
-            (plan.workspace / SITE).mkdir(exist_ok=True)
-            record = {"made_from": self.made_from[stage], "outputs": {"index.html": _sha256(working / "index.html")}}
-            _replace(working, target)
-            _write_json(plan.workspace / SITE / MANIFEST, record)
-        else:
-            _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
-            _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
-            _replace(working, target)
+        _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
+        _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
+        _replace(working, target)
         self.progress.finish(stage)
         return True
 
@@ -438,12 +435,9 @@ def _wanted(plan: Plan, only: str | None, stages: list[str]) -> list[str]:
     """The stages a call is about, in reading order."""
     if only in (None, SITE):
         return stages
-    wanted, pending = set[str](), [only]
-    while pending:
-        stage = pending.pop()
-        assert stage is not None
-        wanted.add(stage)
-        pending += plan.needs[stage]
+    wanted: set[str | None] = {only}
+    for stage in reversed(list(plan.needs)):  # what a stage needs stands before it
+        wanted |= set(plan.needs[stage]) if stage in wanted else set()
     return [stage for stage in stages if stage in wanted]
 
 

@@ -7,6 +7,7 @@ Columns of ``splits`` (one row a rating, aligned with the interactions):
 - ``stratified_<s>`` bool: test part of ranking-stratified, seed s
 - ``position_time``, ``position_random_<s>`` int32: place of the rating in the user's order; profile-size profiles are
   prefixes of it, the target is its tail (:func:`target_size`)
+- ``u1_test`` bool: test part of rating-u1, the official split; only where the archive has it
 
 Columns of ``users``: user_id, ``fold`` int8 (profile-size test fold), ``part`` int8 (0-4; the users of other folds with
 ``part == fold`` are the validation users of that fold). Columns of ``item_folds``: item_id, ``fold`` int8 (cold-item).
@@ -17,7 +18,7 @@ Whatever the protocol, a :class:`Case` is what a model is tested on. It can't be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils import metrics
 from recsys_utils.interactions import Interactions, item_counts, sessions
-from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed
+from recsys_utils.interfaces import ITEM, USER, Recommender, Scores, child_seed, counted
 from recsys_utils.significance import Bootstrap, jackknife, metric_rows
 
 Mask = NDArray[np.bool_]
@@ -129,28 +130,30 @@ def check_profiles(profiles: csr_matrix, targets: csr_matrix) -> None:
     """No target may be part of the profile it is to be predicted from; csr (B, I) each."""
     shared = metrics.pattern(profiles).multiply(metrics.pattern(targets)).nnz
     if shared:
-        raise LeakError(f"{shared} target rating(s) are in the profile of their own user")
+        raise LeakError(f"in the profile of their own user: {counted(shared, 'target rating')}")
 
 
 def check_train(train: Interactions, users: Rows, targets: csr_matrix) -> None:
     """No target may be among the ratings the model is fitted on."""
     shared = metrics.pattern(train.user_item[users]).multiply(metrics.pattern(targets)).nnz
     if shared:
-        raise LeakError(f"{shared} target rating(s) are in the training part")
+        raise LeakError(f"in the training part: {counted(shared, 'target rating')}")
 
 
 def check_new_users(train: Interactions, users: Rows) -> None:
     """Users who stand for newcomers may have no training rating at all."""
     known = np.intersect1d(train.user, users)
     if known.size:
-        raise LeakError(f"{known.size} test user(s) are in the training part, the first is {train.users[known[0]]!r}")
+        raise LeakError(
+            f"in the training part: {counted(known.size, 'test user')}, the first {train.users[known[0]]!r}"
+        )
 
 
 def check_new_items(train: Interactions, profiles: csr_matrix, candidates: Mask) -> None:
     """Films that stand for new ones may be rated neither in training nor in a profile."""
     rated = int(candidates[train.item].sum() + candidates[profiles.indices].sum())
     if rated:
-        raise LeakError(f"{rated} rating(s) of withheld films are in the training part or in profiles")
+        raise LeakError(f"in the training part or in profiles: {counted(rated, 'rating')} of withheld films")
 
 
 def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
@@ -162,7 +165,7 @@ def check_time_order(data: Interactions, profile: Mask, target: Mask) -> None:
     late = np.flatnonzero(newest > oldest)
     if late.size:
         raise LeakError(
-            f"{late.size} user(s) have profile ratings from after their first target, "
+            f"with profile ratings from after their first target: {counted(late.size, 'user')}, "
             f"the first is {data.users[late[0]]!r}"
         )
 
@@ -171,14 +174,14 @@ def check_cut(train: Interactions, moment: int) -> None:
     """A model of some moment (seconds since 1970) knows ratings from before it and no other."""
     late = int((train.timestamp >= moment).sum())
     if late:
-        raise LeakError(f"{late} training rating(s) are not older than the moment the model is asked at")
+        raise LeakError(f"not older than the moment the model is asked at: {counted(late, 'training rating')}")
 
 
 def check_counts(train: Interactions, counts: NDArray[np.int64]) -> None:
     """Popularity must have been counted on the training part and nothing else; counts (I,)."""
     off = int(np.abs(counts - item_counts(train.user_item)).sum())
     if off:
-        raise LeakError(f"film popularity differs from the training part's by {off} rating(s)")
+        raise LeakError(f"film popularity differs from the training part's by {counted(off, 'rating')}")
 
 
 def check_tuning(tuned_on: Case, reported: Case) -> None:
@@ -294,6 +297,14 @@ def validation_mask(data: Interactions, test: ArrayLike, position: ArrayLike) ->
     mask = np.zeros(len(data), np.bool_)
     mask[rest] = _is_last_fifth(place, np.bincount(data.user[rest], minlength=len(data.users))[data.user[rest]])
     return mask
+
+
+def tuning_and_test(
+    data: Interactions, test: ArrayLike, position: ArrayLike, *, time_ordered: bool = False
+) -> tuple[Case, Case]:  # fmt: skip
+    """The case to choose on, a slice of the training part with the test part hidden, and the case to report."""
+    tuning = warm_split(data, validation_mask(data, test, position), hidden=test, time_ordered=time_ordered)
+    return tuning, warm_split(data, test, time_ordered=time_ordered)
 
 
 @dataclass(frozen=True)
@@ -468,6 +479,21 @@ def rank_and_measure(
 ) -> pd.DataFrame:  # fmt: skip
     """:func:`measure` of :func:`rank_lists`: per-user metrics of a fitted model or of (B, I) scores."""
     return measure(rank_lists(model_or_scores, case, k), case, k, traits=traits, relevance=relevance)
+
+
+def best_on_other_items(
+    models: Mapping[str, Recommender], data: Interactions, item_folds: pd.DataFrame, fold: int
+) -> str:  # fmt: skip
+    """The name of the fitted model that ranks the items of the other folds best, those of ``fold`` hidden from all.
+
+    What is chosen for the cold-item test of ``fold`` must not rest on ratings of its items. Ties: the first.
+    """
+    others = [other for other in sorted(item_folds["fold"].unique()) if other != fold]
+    cases = [cold_item_case(data, item_folds, other, hidden=fold) for other in others]
+    reached = {
+        name: sum(rank_and_measure(model, case)["ndcg@10"].mean() for case in cases) for name, model in models.items()
+    }
+    return max(reached, key=lambda name: reached[name])
 
 
 def align(per_user: pd.DataFrame, users: ArrayLike) -> pd.DataFrame:

@@ -19,19 +19,12 @@ import sqlalchemy as sql
 from sqlalchemy.engine import URL
 
 from recsys_utils.exports import parse_scale
-from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale
+from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 
 PREFIX = "real_"
 """Goes before every user id of the store; a data set's users carry another one, so no id can stand for two people."""
 
-TABLE = sql.Table(
-    "ratings",
-    sql.MetaData(),
-    sql.Column("user_id", sql.Text, nullable=False),
-    sql.Column("movie_id", sql.Integer, nullable=False),
-    sql.Column("rating", sql.Float, nullable=False),
-    sql.Column("created_at", sql.DateTime(timezone=True), server_default=sql.func.current_timestamp()),
-)
+_QUERY = sql.text("SELECT user_id, movie_id, rating, created_at FROM ratings")
 _SECONDS = 5  # to wait for a connection
 _FAILURES = (sql.exc.SQLAlchemyError, ImportError, OSError, ValueError)
 
@@ -97,7 +90,7 @@ def read(url: URL) -> pd.DataFrame:
     if bad.any():
         shown = found.loc[bad, ["movie_id", RATING]].iloc[0].tolist()
         raise InputError(
-            f"The ratings store {_shown(url)} holds {int(bad.sum())} row(s) that are no ratings; the first has "
+            f"The ratings store {_shown(url)} holds {counted(int(bad.sum()), 'bad row')}; the first has "
             f"movie_id {shown[0]!r} and rating {shown[1]!r}. Each row needs a user_id, a whole movie_id and a number."
         )
     moments = pd.to_datetime(found["created_at"], utc=True, errors="coerce", format="ISO8601")
@@ -112,33 +105,6 @@ def read(url: URL) -> pd.DataFrame:
     )
     table = table.sort_values([USER, "movie_id", TIMESTAMP, RATING], kind="stable")
     return table.drop_duplicates([USER, "movie_id"], keep="last", ignore_index=True)
-
-
-def write(url: URL, ratings: pd.DataFrame) -> None:
-    """Append rows (user_id, movie_id, rating[, created_at]); the table is made where it is missing.
-
-    Raises
-    ------
-    Unreachable : as :func:`read`.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     url = store_url(f"sqlite:///{folder}/ratings.db")
-    ...     write(url, pd.DataFrame({"user_id": ["ann"], "movie_id": [862], "rating": [4.5]}))
-    ...     read(url)[["user_id", "movie_id", "rating"]].to_numpy().tolist()
-    [['ann', 862, 4.5]]
-    """
-    engine = _engine(url)
-    try:
-        with engine.begin() as connection:
-            TABLE.create(connection, checkfirst=True)
-            if len(ratings):
-                records: list[Any] = ratings.astype(object).where(ratings.notna(), None).to_dict("records")
-                connection.execute(sql.insert(TABLE), records)
-    except _FAILURES as error:
-        raise Unreachable(f"The ratings store {_shown(url)} can't be written: {_reason(error, url)}.") from None
-    finally:
-        engine.dispose()
 
 
 def merge_store(
@@ -182,7 +148,7 @@ def merge_store(
     off = found[~found[RATING].between(own.lo, own.hi)]
     if len(off):
         raise InputError(
-            f"{len(off)} rating(s) of the ratings store lie outside the scale {own.lo:g}-{own.hi:g}, the first is "
+            f"The store's ratings outside the scale {own.lo:g}-{own.hi:g}: {len(off):,}, the first "
             f"{off[RATING].iloc[0]:g}. If the store uses another scale, name it (dataset.store_scale: 0.5-5)."
         )
     films = items.dropna(subset="tmdb_id").drop_duplicates("tmdb_id")
@@ -203,9 +169,10 @@ def merge_store(
         "reachable": True, "users": int(real[USER].nunique()), "ratings": len(real),
         "ratings_of_unknown_films": int((~known).sum()), "sha256": _sha256(found),
     }  # fmt: skip
-    note = f"The ratings store adds {len(real):,} rating(s) of {meta['users']:,} user(s)."
+    note = f"The ratings store adds {counted(len(real), 'rating')} of {counted(real[USER].nunique(), 'user')}."
     if not known.all():
-        note += f" {int((~known).sum()):,} are of films that the catalogue does not know by TMDB id and are left out."
+        unknown = counted(int((~known).sum()), "rating")
+        note += f" Left out: {unknown} of films that the catalogue does not know by TMDB id."
     return Merged(both, note, meta)
 
 
@@ -224,19 +191,14 @@ def _sha256(found: pd.DataFrame) -> str:
 def _rows(url: URL) -> list[tuple[Any, ...]]:
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise FileNotFoundError("there is no such file")  # SQLite would make an empty one
-    engine = _engine(url)
+    options = {"connect_timeout": _SECONDS} if url.get_backend_name() == "postgresql" else {}
+    engine = sql.create_engine(url, connect_args=options, hide_parameters=True)
     # untyped columns: stores made by others keep ids as numbers, UUIDs or text, and dates as text
-    columns = ", ".join(column.name for column in TABLE.columns)
     try:
         with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(sql.text(f"SELECT {columns} FROM {TABLE.name}"))]
+            return [tuple(row) for row in connection.execute(_QUERY)]
     finally:
         engine.dispose()
-
-
-def _engine(url: URL) -> sql.Engine:
-    options = {"connect_timeout": _SECONDS} if url.get_backend_name() == "postgresql" else {}
-    return sql.create_engine(url, connect_args=options, hide_parameters=True)
 
 
 def _shown(url: URL) -> str:

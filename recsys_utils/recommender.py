@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils import neighbours, own_ratings
+from recsys_utils import neighbours
 from recsys_utils.blend import COLLABORATIVE, AlphaCurve, Blend, Components, Mixture
 from recsys_utils.content import ContentModel
 from recsys_utils.diversity import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
-from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores
+from recsys_utils.interfaces import ITEM, RANK, SCORE, USER, InputError, Recommender, Scale, Scores, counted
 from recsys_utils.neighbours import OPAQUE
+from recsys_utils.own_ratings import OwnRatings
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
@@ -84,11 +84,16 @@ class Ladder:
         return [str(title) if pd.isna(year) else f"{title} ({int(year)})" for title, year in pairs]
 
     def rank(self, profiles: csr_matrix, users: Sequence[str], n: int = 10) -> tuple[Lists, Scores, Components]:
-        """Lists of up to n films outside each profile, with all scores and what they are made of."""
+        """Lists of up to n films outside each profile, with all scores and what they are made of.
+
+        Popularity's own lists stay as they are: the strength of variety was chosen for lists that follow a taste.
+        """
         components = self.blend.components(profiles)
         scores = self.blend.scores(profiles, components)
         ranking = Ranking.of(scores, profiles, users)
         lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
+        lists.items[components.fallback] = ranking.top(n)[components.fallback]
+        lists.exploration[components.fallback] = False
         return lists, scores, components
 
     def recommend(
@@ -197,42 +202,28 @@ def describe(choice: Mapping[str, Any]) -> str:
     return f"{choice['cf']} ({settings})" if settings else str(choice["cf"])
 
 
-def recommend_file(
-    ladder: Ladder, scale: Scale, ratings: str | Path, n: int = 10, *, explain: bool = False,
-    source_scale: Scale | None = None, review: Path | None = None,
-) -> tuple[pd.DataFrame, str]:  # fmt: skip
-    """Recommendations for a file of own ratings ("-" = standard input), and a paragraph on what was understood of it.
-
-    ``source_scale`` and ``review`` are those of :func:`own_ratings.read`.
-
-    Raises
-    ------
-    InputError : the file can't be used, see :func:`own_ratings.read`; n < 1.
-    """
-    own = own_ratings.read(ratings, ladder.items, scale, source_scale=source_scale, review=review)
-    profile = own.profile(ladder.items[ITEM].tolist())
-    return ladder.recommend(profile, [ME], n, explain=explain), own.report
-
-
 def recommend_by_neighbours(
-    model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, ratings: str | Path, n: int = 10, *,
-    source_scale: Scale | None = None, review: Path | None = None,
+    model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, own: OwnRatings, n: int = 10, *,
+    explain: bool = False,
 ) -> tuple[pd.DataFrame, str]:  # fmt: skip
-    """Well-known films by the neighbours of a file of own ratings (V1), and a paragraph on what was understood.
+    """Well-known films by the neighbours of a person (V1), and what they have in common and are predicted on.
 
     Columns as in :func:`neighbours.recommend`; ``predicted`` is on the file's own scale where it has a single one.
-
-    Raises
-    ------
-    InputError : the file can't be used, see :func:`own_ratings.read`.
+    ``explain`` adds a column ``contributions``: the person's mean, and what the neighbours add to it.
     """
-    own = own_ratings.read(ratings, items, scale, source_scale=source_scale, review=review)
     eligible, rule = neighbours.good_films(model, items)
-    films = neighbours.recommend(model, own.profile(items[ITEM].tolist()), items, n, eligible)
-    theirs = own.raw[["lo", "hi"]].drop_duplicates().to_numpy(np.float64)
-    lo, hi = theirs[0] if len(theirs) == 1 and "thumbs" not in own.source else (scale.lo, scale.hi)
-    films["predicted"] = lo + (films["predicted"] - scale.lo) * (hi - lo) / (scale.hi - scale.lo)
-    return films, f"{own.report} Films listed have {rule}. Predictions are on the scale {lo:g}-{hi:g}."
+    profile = own.profile(items[ITEM].tolist())
+    films = neighbours.recommend(model, profile, items, n, eligible)
+    shown = own.scale or scale
+    unit = (shown.hi - shown.lo) / (scale.hi - scale.lo)
+    films["predicted"] = shown.lo + (films["predicted"] - scale.lo) * unit
+    if explain:
+        mean = shown.lo + (float(profile.data.mean(dtype=np.float64)) - scale.lo) * unit
+        films["contributions"] = [
+            f"{mean:.2f} your mean {predicted - mean:+.2f} by {counted(votes, 'neighbour')}"
+            for predicted, votes in zip(films["predicted"], films["votes"], strict=True)
+        ]
+    return films, f"Films listed have {rule}. Predictions are on the scale {shown.lo:g}-{shown.hi:g}."
 
 
 def singly(model: Recommender, profile: csr_matrix) -> Scores:
@@ -324,8 +315,12 @@ class Reasons:
 
     def cf_parts(self, items: NDArray[np.int32]) -> dict[str, tuple[Scores, Scores | None]]:
         """What each collaborative model adds to the scores of n films, and (R, n) the share of each rating in its own
-        score before normalising, None where that is no sum over ratings."""
+        score before normalising, None where that is no sum over ratings.
+
+        To films that nobody has rated all of it comes from ``content ridge``, see :class:`Blend`.
+        """
         ladder = self.ladder
+        new = ladder.blend.new[items]
         if isinstance(ladder.blend.cf, Mixture):
             adds = {name: self.alpha * part[0, items] for name, part in ladder.blend.cf.portions(self.profile).items()}
         else:
@@ -334,7 +329,9 @@ class Reasons:
             singly(model, self.profile)[:, items] if name in ladder.linear else None
             for name, model in ladder.cf_models.items()
         ]
-        return dict(zip(adds, zip(adds.values(), shares, strict=True), strict=True))
+        known = [(values * ~new, share) for values, share in zip(adds.values(), shares, strict=True)]
+        inferred = {"content ridge": (self.alpha * self.cf[items] * new, None)} if new.any() else {}
+        return dict(zip(adds, known, strict=True)) | inferred
 
     def _blended(
         self, item: int, content: NDArray[np.float32], cf: NDArray[np.float32] | None, popular: float
@@ -342,8 +339,14 @@ class Reasons:
         by_content, by_cf = (1 - self.alpha) * self.content[item], self.alpha * self.cf[item]
         if max(by_content, by_cf) == 0:
             return f"Nothing known links it to the {self.ladder.noun}s you liked; it fills the list."
+        film = int(content.argmax())
+        if self.ladder.blend.new[item]:
+            shared = self._shared(film, item)
+            like = (
+                f": it shares {shared} with {self._film(film)}, which you rated {self._rating(film)}" if shared else ""
+            )
+            return f"Nobody has rated it yet; its score is what its kind has for you{like}."
         if by_content >= by_cf:
-            film = int(content.argmax())
             return f"Shares {self._shared(film, item)} with {self._film(film)}, which you rated {self._rating(film)}."
         if popular > by_cf / 2:
             return f"Counts most that it is popular: {self._raters(item)}."

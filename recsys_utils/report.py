@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from recsys_utils import speed
-from recsys_utils.decisions import first_sentence
+from recsys_utils.decisions import compare, first_sentence, in_words
 from recsys_utils.interfaces import InputError
 from recsys_utils.stage import METRIC_COLUMNS, write_csv
 
@@ -147,21 +147,21 @@ def _write_json(path: Path, value: object) -> None:
 def index_page(
     report: Path, order: Sequence[str], run: dict[str, Any], findings: Sequence[dict[str, Any]], metrics: pd.DataFrame
 ) -> str:
-    """The first page as MyST markdown: answers, models side by side, where to read on, how it was made."""
+    """The first page as MyST markdown: decisions, models side by side, answers, where to read on, how it was made."""
     data = run.get("data", {})
     parts = [
         f"# Which recommender, with which settings, for whom?\n\n:::{{container}} intro\nThe answers that the data set "
         f"**{data.get('dataset', run['run'])}** gives, each with its interval. Rating error and ranking are judged "
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
+    if table := decision_summary(report / "tables" / DECISIONS):
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
     if table := headline_table(metrics):
         parts += [
             "## Models side by side\n",
             f":::{{container}} headline\n{table}\n:::",
             *_key_figures(report),
         ]
-    if table := decision_summary(report / "tables" / DECISIONS):
-        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
     if limits := data.get("limits"):
         parts += ["## What these data can't answer\n", *(f"- {sentence}" for sentence in limits), ""]
     if (noun := data.get("noun", "film")) != "film":
@@ -189,7 +189,7 @@ def _card(finding: dict[str, Any]) -> str:
             _pipe_table(
                 ["evidence", "value", "95 % interval", "n"],
                 [
-                    [str(r.metric).replace("|", "\\|"), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
+                    [str(r.metric), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
                     for r in rows.itertuples()
                 ],
             ),
@@ -302,14 +302,15 @@ def decision_summary(path: Path) -> str:
     ]  # fmt: skip
     return _pipe_table(
         ["question", "answer in short", "deciding contrast", "verdict; p (Holm)"],
-        [[cell.replace("|", "\\|") for cell in row] for row in rows], numbers=False,
+        rows, numbers=False,
     )  # fmt: skip
 
 
 def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
     """A markdown table; ``numbers`` sets every column but the first to the right."""
     align = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *rows])
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *escaped])
 
 
 def _number(value: Any) -> str:
@@ -422,13 +423,9 @@ def publish(report: Path, target: Path) -> int:
     ------
     InputError : no finished report there, a path of this machine in a notebook, or more than 4 MB in all.
     """
-    if not (report / "findings.json").exists():
-        raise InputError(f"{report} holds no finished report; `recsys run params/{report.name}.yaml` makes it.")
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
-        shutil.copyfile(report / "findings.json", fresh / "findings.json")
-        for table in ("metrics", "11_decisions"):
-            shutil.copyfile(report / "tables" / f"{table}.csv", fresh / f"{table.removeprefix('11_')}.csv")
+        _copy_answers(report, fresh)
         for file in report.glob(f"{Path(BENCH).stem}.*"):
             shutil.copyfile(file, fresh / file.name)
         figure = f"{next(iter(KEY_FIGURES))}.png"
@@ -443,9 +440,42 @@ def publish(report: Path, target: Path) -> int:
             raise InputError(
                 f"The copies take {size / 1e6:.1f} MB; at most {PUBLISHED_LIMIT / 1e6:.0f} MB are published."
             )
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(fresh, target)
+        target.mkdir(parents=True, exist_ok=True)
+        for old in filter(Path.is_file, target.iterdir()):  # folders hold other runs' answers
+            old.unlink()
+        shutil.copytree(fresh, target, dirs_exist_ok=True)
     return size
+
+
+def publish_beside(report: Path, target: Path) -> int:
+    """Copy a second data set's answers to a folder beside the published run's; returns their size in bytes."""
+    folder = target / report.name
+    _copy_answers(report, folder)
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _other_data(published: Path) -> list[str]:
+    """The verdicts on every data set that is published beside the main one, as markdown."""
+    found = []
+    for folder in sorted(path.parent for path in published.glob("*/decisions.csv")):
+        compared = compare(published, folder)[0]
+        shown = in_words(compared, "here", folder.name)
+        agree = compared["agree"].dropna()
+        found.append(
+            f"**The same questions on {folder.name}**: {int(agree.sum())} of {len(agree)} verdicts are the same "
+            f"(`recsys compare published published/{folder.name}`)."
+        )
+        found.append(_pipe_table(shown.columns.tolist(), shown.to_numpy().tolist(), numbers=False))
+    return found
+
+
+def _copy_answers(report: Path, target: Path) -> None:
+    if not (report / "findings.json").exists():
+        raise InputError(f"{report} holds no finished report; `recsys run params/{report.name}.yaml` makes it.")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(report / "findings.json", target / "findings.json")
+    for table in ("metrics", "11_decisions"):
+        shutil.copyfile(report / "tables" / f"{table}.csv", target / f"{table.removeprefix('11_')}.csv")
 
 
 def _light(text: str) -> str:
@@ -493,5 +523,7 @@ def with_headline(readme: str, published: Path) -> str:
     after = rest.split(END)[1]
     name, alt = next(iter(KEY_FIGURES.items()))
     figure = f"![{alt}](reports/published/{name}.png)"
-    rendered = "\n\n".join([headline_table(metrics), figure, *filter(None, [table]), "\n".join(answers)])
+    rendered = "\n\n".join(
+        [headline_table(metrics), figure, *filter(None, [table]), "\n".join(answers), *_other_data(published)]
+    )
     return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

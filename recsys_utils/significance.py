@@ -21,6 +21,7 @@ Values = NDArray[np.float64]
 Verdict = Literal["tie", "better", "worse", "not worse", "undecided"]
 
 MARGIN = 0.01  # ndcg: the loss nobody would notice
+RESAMPLES = 10_000
 _BLOCK = 256  # resamples made and multiplied at once; a fixed part of the random stream
 _KEEP = 2**28  # bytes of resampling counts worth keeping; beyond it they are made anew for every call
 
@@ -81,7 +82,7 @@ class Bootstrap:
     0.667 [0.000, 1.000]
     """
 
-    def __init__(self, n_users: int, seed: int, resamples: int = 10_000) -> None:
+    def __init__(self, n_users: int, seed: int, resamples: int = RESAMPLES) -> None:
         if n_users < 1 or resamples < 1:
             raise ValueError(f"a bootstrap needs users and resamples; got {n_users} and {resamples}")
         self.n_users, self.seed, self.resamples = n_users, seed, resamples
@@ -309,6 +310,18 @@ def holm(p_values: ArrayLike) -> Values:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted
+
+
+def p_text(p: float, tests: int = 1) -> str:
+    """A bootstrap p value, or Holm's correction of one for so many tests, as it stands in a text.
+
+    Of R resamples none is beyond 0 at p = 2 / (R + 1): all that is known then is that p is no larger.
+
+    >>> p_text(0.0312), p_text(0.0002), p_text(0.0028, tests=14)
+    ('0.031', '<= 0.0002', '<= 0.0028')
+    """
+    floor = tests * 2 / (RESAMPLES + 1)
+    return f"{'<= ' * (p < 1.001 * floor)}{p:.2g}"
 
 
 def jackknife(value: float, without_each: Values, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:

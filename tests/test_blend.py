@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
+from sklearn.linear_model import Ridge
 
 from recsys_utils.blend import (
     CURVES,
@@ -169,6 +170,48 @@ def test_blend_by_hand_and_fallback_where_nothing_is_liked() -> None:
     parts = model.components(data.user_item)
     assert parts.fallback.tolist() == [False, True, True]
     assert parts.alpha.tolist() == [0.5] * 3
+
+
+def cold_blend(ratings: Interactions, curve: AlphaCurve) -> Blend:
+    """Content and EASE for 15 films of two genres; the last three have lost their ratings."""
+    films = pd.DataFrame({"item_id": ratings.items, "genres": [["War"] if i % 2 else ["Love"] for i in range(15)]})
+    return Blend(ContentModel(films), EASE(reg=5.0), curve, Popularity()).fit(ratings.where(ratings.item < 12))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_items_without_ratings_get_what_content_expects_of_them(ratings: Interactions, alpha: float) -> None:
+    model = cold_blend(ratings, AlphaCurve("constant", (0,), (alpha,)))
+    profiles = ratings.where(ratings.item < 12).user_item
+    parts, scores = model.components(profiles), model.scores(profiles)
+    plain = normalise(model.cf.scores(profiles), candidates(profiles))
+    # for rated items nothing changes, to the bit
+    np.testing.assert_array_equal(model.new, np.arange(15) >= 12)
+    np.testing.assert_array_equal(parts.cf[:, :12], plain[:, :12])
+    # second opinion: scikit-learn's ridge from the two genre indicators to each user's scores of the rated items
+    genre = np.column_stack([np.arange(15) % 2, 1 - np.arange(15) % 2]).astype(float)
+    centre = genre[:12].mean(axis=0)
+    ridge = Ridge(alpha=10.0).fit(genre[:12] - centre, plain[:, :12].T)
+    np.testing.assert_allclose(parts.cf[:, 12:], ridge.predict(genre[12:] - centre).T.clip(0, 1), atol=1e-6)
+    liked = ~parts.fallback
+    assert liked.sum() > 5
+    np.testing.assert_allclose(
+        scores[liked, 12:], ((1 - alpha) * parts.content + alpha * parts.cf)[liked, 12:], atol=1e-6
+    )
+    # 12 and 14 are Love, 13 is War: a user's favourite genre comes first even where alpha leaves content no weight
+    loves = parts.cf[:, :12:2].mean(axis=1) > parts.cf[:, 1:12:2].mean(axis=1)
+    assert ((parts.cf[:, 12] > parts.cf[:, 13]) == loves).all()
+    assert 0 < loves.mean() < 1
+
+
+def test_without_metadata_items_without_ratings_keep_the_scores_of_the_model(ratings: Interactions) -> None:
+    films = pd.DataFrame({"item_id": ratings.items})
+    known = ratings.where(ratings.item < 12)
+    model = Blend(ContentModel(films, []), EASE(reg=5.0), CURVES["classic"], Popularity()).fit(known)
+    assert not model.new.any()
+    np.testing.assert_array_equal(
+        model.components(known.user_item).cf, normalise(model.cf.scores(known.user_item), candidates(known.user_item))
+    )
+    assert cold_blend(ratings, CURVES["classic"]).fit(ratings).new.sum() == 0  # fitted again, all are rated
 
 
 def test_liked_counts_skip_empty_rows() -> None:

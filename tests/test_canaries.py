@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from recsys_utils import metrics, protocols
+from recsys_utils.collaborative import Popularity
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
+from recsys_utils.interfaces import Scale, Scores
 from recsys_utils.protocols import Case, LeakError
 from recsys_utils.synthetic import generate
 
@@ -149,6 +151,31 @@ def test_withheld_films_in_the_training_part(monkeypatch):
         plant()
     monkeypatch.setattr(protocols, "check_new_items", no_guard)
     assert plant().candidates[plant().train.item].any()
+
+
+class Informer:
+    """Knows which of two withheld films every user has rated, and that this tells their taste in all others."""
+
+    name = "informer"
+
+    def fit(self, train: Interactions) -> Informer:
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        hidden = np.flatnonzero(FOLDS["fold"] == 0)[:2]
+        return np.asarray(profiles[:, hidden].toarray() @ np.eye(2)[:, np.arange(N_ITEMS) % 2] / 5, np.float32)
+
+
+def test_a_soup_chosen_with_ratings_of_the_withheld_films(monkeypatch):
+    hidden = np.flatnonzero(FOLDS["fold"] == 0)[:2]
+    taste = np.where(np.isin(DATA.item, hidden), hidden[DATA.user % 2] == DATA.item, DATA.item % 2 == DATA.user % 2)
+    told = replace(DATA, rating=np.where(taste, 5, 1).astype(np.float32)).where(taste | ~np.isin(DATA.item, hidden))
+    models = {"chance": Popularity().fit(told.where(told.item < 0)), "informer": Informer()}
+    assert protocols.best_on_other_items(models, told, FOLDS, 0) == "chance"
+    assert protocols.best_on_other_items(models, told, FOLDS, 1) == "informer"
+    sees_all = protocols.cold_item_case
+    monkeypatch.setattr(protocols, "cold_item_case", lambda *of, hidden: sees_all(*of))
+    assert protocols.best_on_other_items(models, told, FOLDS, 0) == "informer"
 
 
 def test_a_catalogue_numbered_by_popularity_lends_none_to_ties():

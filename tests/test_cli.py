@@ -87,6 +87,9 @@ class TestOnTheSmokeRun:
         shown = recsys("recommend", "--ratings", str(tmp_path / "mine.csv"), *bundle, "-n", "5", "--explain")
         assert shown.returncode == 0, shown.stderr
         assert films[0]["title"] in shown.stdout
+        assert "contributions" in shown.stdout
+        mapped = recsys("recommend", "--ratings", str(tmp_path / "mine.csv"), *bundle, "--scale-map", "quantile")
+        assert "mapped by quantiles onto 1-5" in " ".join(mapped.stderr.split())
 
     def test_neighbours_answer_on_the_scale_of_the_file(self, smoke_run: Path) -> None:
         """Every second of the first 60 films, rated 2 to 10 on a scale of 1-10."""
@@ -101,6 +104,8 @@ class TestOnTheSmokeRun:
         shown = recsys(*arguments, "--ratings", "-", stdin=text)
         assert shown.stdout.split()[:7] == ["Rank", "Title", "Predicted", "IMDb", "Year", "Genres", "Director"]
         assert films[0]["title"] in shown.stdout
+        explained = recsys(*arguments, "--explain", "--format", "json", "--ratings", "-", stdin=text)
+        assert all("your mean" in film["contributions"] for film in json.loads(explained.stdout))
 
     @pytest.mark.parametrize(
         ("text", "message"),

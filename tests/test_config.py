@@ -119,7 +119,7 @@ def test_sources_of_film_facts_are_names_or_files(tmp_path: Path) -> None:
     (tmp_path / "keywords.csv").write_text("id,keywords\n")
     found = config.load(SMOKE, [f"dataset.catalogue=[tags, {tmp_path / 'keywords.csv'}]"], root=tmp_path)
     assert found.dataset.catalogue == ["tags", str(tmp_path / "keywords.csv")]
-    with pytest.raises(InputError, match=r"dataset\.catalogue: there is no file tgas"):
+    with pytest.raises(InputError, match=r"dataset\.catalogue\.0 = .tgas.: there is no file tgas"):
         config.load(SMOKE, ["dataset.catalogue=[tgas]"], root=ROOT)
 
 

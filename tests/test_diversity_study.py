@@ -26,7 +26,9 @@ from recsys_utils.diversity_study import (
     Setting,
     Study,
     by_taste,
+    drawn,
     front,
+    knee_table,
     outside_share,
     plot_tradeoff,
     run_trial,
@@ -292,6 +294,21 @@ def test_canary_strengths_tuned_on_the_test_part(taste: Interactions, monkeypatc
     assert leaky.points == test.points  # without the guard the choice would see what is reported
 
 
+def test_the_table_of_knees_gives_one_person_a_row_where_the_knee_is_for_batches(taste: Interactions) -> None:
+    inner, outer = thirds(taste)
+    common = {"base_settings": [], "base_alphas": [], "build": build, "items": films(), "settings": SETTINGS, "seed": 1}
+    _, tuning, test = run_trial(CHOICE, inner, outer, **common)
+    table = knee_table({"there": (tuning, test)}, 0.9).set_index("goal")
+    for goal in GOALS:
+        knee = tuning.knee(goal, 0.9)
+        assert table.loc[str(goal), "knee"] == knee
+        assert table.loc[str(goal), "gain"] == test.progress(goal, knee)
+        assert (f"{goal} (to one person)" in table.index) == (knee[0] == "exposure")
+    one = table[table.index.str.endswith("(to one person)")]
+    assert all(knee[0] != "exposure" for knee in one["knee"])
+    assert set(table["outcome"]) <= {"reached", "missed", "reached, over budget"}
+
+
 def test_the_front_holds_what_nothing_beats() -> None:
     rng = np.random.default_rng(9)
     table = pd.DataFrame(rng.random((40, 2)), columns=[NDCG, "gini@10"])  # less Gini is better
@@ -304,6 +321,10 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 def test_the_same_seed_gives_the_same_study(found: Study, case: Case) -> None:
     pd.testing.assert_frame_equal(studied(case).summary, found.summary)
+
+
+def test_the_front_is_drawn_through_drawn_points_only(found: Study) -> None:
+    assert set(drawn(found.summary)["strategy"]) == {"none", "mmr", "exposure", "genre-repaired"}
 
 
 def test_the_figure_has_a_panel_per_kind_of_variety(found: Study) -> None:

@@ -74,11 +74,11 @@ class TestFromFrame:
     @pytest.mark.parametrize(
         ("table", "says"),
         [
-            (frame(("a", "x", 5)).drop(columns="rating"), "lack the column.*rating"),
+            (frame(("a", "x", 5)).drop(columns="rating"), "no column rating"),
             (frame(("a", "x", 6)), "outside the scale 1-5.*6 by 'a' for 'x'"),
             (frame(("a", "x", float("nan"))), "outside the scale"),
             (frame(("a", "x", 5), ("a", "x", 4)), "same item twice"),
-            (frame(("a", "q", 5)), "item_id are unknown.*'q'"),
+            (frame(("a", "q", 5)), "Unknown: 1 value of item_id.*'q'"),
         ],
     )
     def test_what_can_be_wrong_is_said(self, table: pd.DataFrame, says: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
-from recsys_utils import neighbours
+from recsys_utils import neighbours, own_ratings
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, RatingPredictor, Scale
 from recsys_utils.neighbours import (
@@ -314,10 +314,20 @@ def test_a_file_is_answered_on_its_own_scale(films: pd.DataFrame, tmp_path: Path
     model = Neighbours(min_overlap=3, min_votes=1).fit(train)
     path = tmp_path / "mine.csv"
     path.write_text("title,year,rating\nA,1990,1\nB,1991,3.25\nC,1992,5.5\n", encoding="utf-8")
-    listed, said = recommend_by_neighbours(model, films, train.scale, path, source_scale=Scale(1, 10))
+    own = own_ratings.read(path, films, train.scale, source_scale=Scale(1, 10))
+    listed, said = recommend_by_neighbours(model, films, train.scale, own, explain=True)
     assert "scale 1-10" in said
     # 1, 3.25, 5.5 of 1-10 are 1, 2, 3 of 1-5: mean 2 + (5 - 3.2) = 3.8 from two neighbours at 1 and one at .98
     weights = np.array([1, 1, model.nearest(csr_matrix([[1, 2, 3, 0, 0]])).similarity[2]])
     on_ours = 2 + weights @ [1.8, 1.8, 1.6] / weights.sum()
     assert listed["predicted"].tolist() == pytest.approx([1 + (on_ours - 1) * 9 / 4] * 2, abs=1e-5)
     assert listed["item_id"].tolist() == ["3", "4"]
+    gain = 1 + (on_ours - 1) * 9 / 4 - 3.25  # the mean of 1, 3.25, 5.5
+    assert listed["contributions"].tolist() == [f"3.25 your mean {gain:+.2f} by 3 neighbours"] * 2
+    by_place = own_ratings.read(path, films, train.scale, source_scale=Scale(1, 10), reference=model.values)
+    assert "scale 1-5" in recommend_by_neighbours(model, films, train.scale, by_place)[1]
+
+
+def test_the_ratings_of_a_store_can_be_read_back() -> None:
+    train = rows([1, 2.5, 0, 5], [0, 4, 5, 5])
+    assert sorted(Neighbours().fit(train).values.tolist()) == [1, 2.5, 4, 5, 5, 5]

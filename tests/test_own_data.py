@@ -24,7 +24,7 @@ from own_tables import few, half_stars, points, tracks
 from recsys_utils import catalogue, config, datasets, fast_grid, ingest, own_data
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, predict_by_surprise
 from recsys_utils.interactions import Interactions, describe
-from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.interfaces import InputError, Scale, counted
 from recsys_utils.protocols import make_splits, warm_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,10 +122,10 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
     found = own_data.read(written(tmp_path, table))
     assert len(found.ratings) == len(BASE)  # u0, i0 is there twice: the last row counts
     assert found.ratings.query("user_id == 'own_u0' and item_id == 'i0'")["rating"].item() == 5
-    assert note(found, "left out.") == (
-        "2 row(s) name no user or no item and 3 have no number as rating, such as 'good': left out."
+    assert note(found, "Left out") == (
+        "Left out: 2 rows without user or item and 3 without a number as rating, such as 'good'."
     )
-    assert note(found, "earlier one").startswith("1 rating(s)")
+    assert note(found, "earlier rating").startswith("Of the same user and item: 1 earlier rating;")
 
 
 def test_ids_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_constant_users_and_single_items_are_counted(tmp_path: Path) -> None:
     table = BASE.assign(rating=np.where(BASE["user_id"] == "u5", 3, BASE["rating"]))
     table.iloc[0, 1] = "only once"
     found = own_data.read(written(tmp_path, table))
-    assert note(found, "alike").startswith("1 user(s) rate everything alike and 1 item(s) have one rating")
+    assert note(found, "alike").startswith("1 user with ratings all alike and 1 item with one rating")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_constant_users_and_single_items_are_counted(tmp_path: Path) -> None:
         (BASE.assign(rating=5), r"all ratings are \[5.0\]"),
         (
             BASE.assign(rating="yes"),
-            "most of its 1,200 rows can't be used: 1,200 have no number as rating, such as 'yes'",
+            "most of its 1,200 rows can't be used: 1,200 without a number as rating, such as 'yes'",
         ),
         (BASE.head(0), "it has only a header"),
     ],
@@ -193,7 +193,7 @@ def test_a_zero_out_of_proportion_is_no_rating(tmp_path: Path, zeros: int, ones:
     path = written(tmp_path, twice.sample(frac=1, random_state=0))
     found = own_data.read(path)
     assert (found.ratings["rating"] == 0).sum() == (zeros if meaning == "rating" else 0)
-    assert f"{zeros:,} rating(s) are 0 and count as" in note(found, "are 0")
+    assert f"Of value 0: {counted(zeros, 'rating')}, counting as" in note(found, "Of value 0")
     assert len(own_data.read(path, zeros="rating").ratings) == len(twice)
     assert len(own_data.read(path, zeros="none").ratings) == len(twice) - zeros
     assert own_data.read(path, scale="0-5").scale.lo == 0
@@ -268,7 +268,7 @@ def test_a_few_unreadable_times_cost_their_rows_many_cost_the_time(tmp_path: Pat
     times[:500] = "01/02/2003"
     none = own_data.read(written(tmp_path, BASE.assign(date=times.to_numpy())))
     assert (none.has_time, len(none.ratings)) == (False, len(BASE))
-    assert "the study does without times" in note(none, "time(s)")
+    assert "the study does without times" in note(none, "seconds since")
     assert "days covered" not in describe(Interactions.from_frame(none.ratings, scale=none.scale))
 
 
@@ -298,7 +298,7 @@ def test_items_are_joined_and_gaps_filled(tmp_path: Path) -> None:
     assert pd.isna(known.loc["i1", "year"])
     assert known.loc["new", "year"] == 2020
     assert len(known) == 31
-    assert "names 3; 28 rated item(s) are not in it; 1 of its rows" in note(found, "table of items")
+    assert "names 3; it lacks 28 rated items; 1 of its rows" in note(found, "table of items")
     meta = tables.meta(fetched)
     assert (meta["dataset"], meta["noun"], meta["has_time"], meta["source"]) == ("mine", "track", False, "own table")
     assert set(meta["hashes"]) == {"mine.csv", "items.csv"}

@@ -75,7 +75,7 @@ def test_titles_without_a_film_are_reported_with_suggestions(given) -> None:  # 
         "Toy Stori (1995) (did you mean Toy Story (1995)?)",
         "Sabrina (say which year: 1954, 1995)",
     )
-    assert read.report.startswith("1 rating(s) matched")
+    assert read.report.startswith("1 rating matched")
     assert "Toy Story (1995)" in read.report
 
 
@@ -255,7 +255,7 @@ def test_every_export_gives_the_same_ratings(given, kind: str, content: str | by
     assert rows(read) == [("10", 5.0), ("20", 1.0)]
     assert (read.matched, read.unmatched) == (1.0, ())
     assert read.source.startswith(f"{kind}, ")
-    assert "2 rating(s) matched the catalogue (100.0% of 2" in read.report
+    assert "2 ratings matched the catalogue (100.0% of 2" in read.report
 
 
 @pytest.mark.parametrize("name", ["tconst", "imdb_id", "imdbId", "tmdb_id", "movieId", "title"])
@@ -293,7 +293,7 @@ def test_ratings_are_mapped_and_the_originals_kept(given) -> None:  # type: igno
     assert read.raw[["raw", "lo", "hi"]].to_numpy().tolist() == [[10, 1, 10], [7, 1, 10]]
     assert read.raw["timestamp"].tolist() == [1577836800, 0]  # 2020-01-01 UTC; the other has no date
     assert "scale 1-10 mapped onto 1-5" in read.report
-    assert "1 series, episodes or games are left out." in read.report
+    assert "Left out: 1 of series, episodes or games." in read.report
 
 
 def test_thumbs_are_dislike_like_and_best(given) -> None:  # type: ignore[no-untyped-def]
@@ -304,12 +304,11 @@ def test_thumbs_are_dislike_like_and_best(given) -> None:  # type: ignore[no-unt
 def test_the_quantile_map_gives_the_data_sets_shape(given) -> None:  # type: ignore[no-untyped-def]
     """Mid-ranks of 6, 7, 7 are 1, 2.5, 2.5: places (1 - .5) / 3 and (2.5 - .5) / 3 of 1, 2, 3, 4, 5, 5 are 1 and 4."""
     table = given("title,year,rating\nHeat,1995,6\nFargo,1996,7\nDark City,1998,7\n")
-    options = {"source_scale": Scale(1, 10), "mapping": "quantile"}
-    read = own_ratings.read(table, FILMS, SCALE, reference=[1, 2, 3, 4, 5, 5], **options)
+    read = own_ratings.read(table, FILMS, SCALE, reference=[1, 2, 3, 4, 5, 5], source_scale=Scale(1, 10))
     assert rows(read) == [("30", 1.0), ("20", 4.0), ("40", 4.0)]
     assert "mapped by quantiles onto 1-5" in read.report
-    with pytest.raises(InputError, match="quantile map needs"):
-        own_ratings.read(table, FILMS, SCALE, **options)
+    assert read.scale is None
+    assert own_ratings.read(table, FILMS, SCALE, source_scale=Scale(1, 10)).scale == Scale(1, 10)
 
 
 def test_a_table_on_another_scale_is_refused_until_the_scale_is_named(given) -> None:  # type: ignore[no-untyped-def]
@@ -357,7 +356,7 @@ def test_views_are_implicit(given, content: str) -> None:  # type: ignore[no-unt
     read = own_ratings.read(given(content), FILMS, SCALE)
     assert (len(read.frame), read.views) == (0, ("30", "20"))
     assert read.profile(FILMS["item_id"].tolist()).toarray().tolist() == [[0, 4, 4, 0]]
-    assert "0 rating(s) and 2 view(s) matched" in read.report
+    assert "0 ratings and 2 views matched" in read.report
     assert "count as 4, the lowest like" in read.report
 
 
@@ -371,7 +370,7 @@ def test_a_view_among_ratings_counts_as_the_mean_and_never_replaces_a_rating(giv
 def test_the_latest_of_several_ratings_counts(given) -> None:  # type: ignore[no-untyped-def]
     read = own_ratings.read(given(DIARY), FILMS, Scale(0.5, 5))
     assert rows(read)[0] == ("10", 5.0)
-    assert "1 film(s) were rated more than once; the latest rating counts: The Usual Suspects (1995)." in read.report
+    assert "Rated more than once, so that the latest rating counts: The Usual Suspects (1995)." in read.report
     dated = "title,year,rating,timestamp\nHeat,1995,2,1600000000\nHeat,1995,4,1500000000\n"
     assert rows(own_ratings.read(given(dated), FILMS, SCALE)) == [("30", 2.0)]
 
@@ -381,7 +380,7 @@ def test_the_latest_of_several_ratings_counts(given) -> None:  # type: ignore[no
     [
         ("userId,title,year,rating\n1,Heat,1995,4\n2,Fargo,1996,4\n", r"ratings of 2 people \(1; 2\)"),
         (imdb().replace("tt0114814,10", "tt0114814,11"), "line 2: the rating 11 .* 1-10 of IMDb exports"),
-        (imdb().replace(",10,", ",,").replace(",1,,", ",,,"), "holds no rated film in its 3 row"),
+        (imdb().replace(",10,", ",,").replace(",1,,", ",,,"), "holds no rated film in 3 rows"),
         ("[" * 100_000, "is not JSON"),
         ('{"movies": 3}', "lacks the column rating"),
         ("[1" + "0" * 5000 + "]", "is not JSON"),
@@ -436,7 +435,7 @@ def test_unmatched_films_are_reviewed_and_read_back(given, tmp_path: Path) -> No
     with pytest.raises(InputError, match="names item_id 99, not in the catalogue"):
         own_ratings.read(table, FILMS, SCALE, review=review)
     review.write_text("title\nHeat\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"review file .* lacks the column"):
+    with pytest.raises(InputError, match=r"review file .* has no column"):
         own_ratings.read(table, FILMS, SCALE, review=review)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import stores
 
 from recsys_utils import pipeline, ratings_store
 from recsys_utils.interfaces import InputError
@@ -185,9 +186,9 @@ def test_new_ratings_in_the_store_are_a_reason_to_run(project: Path) -> None:
     named = plan(project, parameters={"a": {"dataset_store": store}, "b": {}, "c": {}})
     absent = pipeline.ingredients(named, "a")["ratings store"]
     row = pd.DataFrame({"user_id": ["ann"], "movie_id": [862], "rating": [4.5]})
-    ratings_store.write(ratings_store.store_url(store, project), row)
+    stores.write(ratings_store.store_url(store, project), row)
     first = pipeline.ingredients(named, "a")["ratings store"]
-    ratings_store.write(ratings_store.store_url(store, project), row.assign(movie_id=11))
+    stores.write(ratings_store.store_url(store, project), row.assign(movie_id=11))
     assert len({absent, first, pipeline.ingredients(named, "a")["ratings store"]}) == 3
     assert "ratings store" not in pipeline.ingredients(plan(project), "a")
 

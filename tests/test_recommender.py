@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from recsys_utils.blend import CURVES, AlphaCurve, Blend, Mixture
 from recsys_utils.collaborative import EASE, SVD, ItemKNN, Popularity
@@ -21,7 +19,6 @@ from recsys_utils.recommender import (
     collaborative_from,
     describe,
     in_words,
-    recommend_file,
     rung,
 )
 
@@ -226,6 +223,17 @@ def test_what_a_reranker_brings_in_is_marked_and_says_why(
     assert picks["reason"].str.contains("counts most|Shares|By the pattern|Nothing known").all()
 
 
+def test_variety_leaves_the_popularity_fallback_alone(items: pd.DataFrame, train: Interactions) -> None:
+    block = vstack([profile({}), profile({39: 1}), profile({0: 5, 4: 4, 2: 2})]).tocsr()
+    plain, varied = (
+        ladder(items, train, ALWAYS_CONTENT, exploration=strategy, ratio=0.8).recommend(block, ["a", "b", "c"], n=6)
+        for strategy in ("none", "dpp")
+    )
+    without_like = plain["user_id"] != "c"
+    pd.testing.assert_frame_equal(varied[without_like], plain[without_like])
+    assert varied.loc[~without_like, "is_exploration"].any()
+
+
 def test_no_like_says_whether_anything_was_rated(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train)
     count = int(np.bincount(train.item).max())
@@ -290,6 +298,24 @@ def test_a_mixture_is_explained_part_by_part(items: pd.DataFrame, train: Interac
     assert shares.sum() == pytest.approx(from_ratings, abs=1e-5)
 
 
+def test_an_item_without_ratings_is_explained_by_content_alone(items: pd.DataFrame, train: Interactions) -> None:
+    known = train.where(train.item != 8)
+    rows = ladder(
+        items, known, AlphaCurve("most", (0,), (0.8,)), mixed({"popularity": [0.2], "item_knn": [0.3], "ease": [0.5]})
+    )
+    found = rows.recommend(profile({0: 5, 4: 5, 9: 1}), ["me"], n=N_ITEMS, explain=True).set_index("title")
+    row = found.loc["Film 8 (1958)"]
+    assert row["reason"].startswith("Nobody has rated it yet; its score is what its kind has for you")
+    assert "it shares the genre Comedy with Film 0, which you rated 5" in row["reason"]
+    parts = {
+        part.partition(" ")[2].partition(" (")[0]: float(part.split(" ")[0])
+        for part in row["contributions"].split(" + ")
+    }
+    assert set(parts) == {"content", "popularity", "item_knn", "ease", "content ridge"}
+    assert parts["popularity"] == parts["item_knn"] == parts["ease"] == 0
+    assert sum(parts.values()) == pytest.approx(row["score"], abs=2.1e-3)  # four roundings
+
+
 def test_a_mixture_led_by_popularity_says_so(items: pd.DataFrame, train: Interactions) -> None:
     rows = ladder(items, train, ALWAYS_CF, mixed({"popularity": [0.9], "item_knn": [0.0], "ease": [0.1]}))
     found = rows.recommend(profile({30: 5}), ["me"], n=1)
@@ -306,22 +332,6 @@ def test_default_json_is_built_and_described() -> None:
     assert isinstance(model, Mixture)
     assert model.weights == {"popularity": (0.4,), "ease": (0.6,)}
     assert describe({"cf": "svd", "settings": {"n_factors": 5, "seed": 1}}) == "svd (n_factors 5)"
-
-
-def test_a_file_of_own_ratings(items: pd.DataFrame, train: Interactions, tmp_path: Path) -> None:
-    file = tmp_path / "mine.csv"
-    file.write_text("title,year,rating\nFilm 2,1952,5\nFilm 9,1959,2\nNo such film,2001,4\n", encoding="utf-8")
-    rows = ladder(items, train, ALWAYS_CONTENT)
-    found, understood = recommend_file(rows, train.scale, file, n=2)
-    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5, 9: 2}), ["me"], n=2))
-    assert "2 rating(s) matched" in understood
-    assert "No such film" in understood
-    file.write_text("title,year,rating\nFilm 2,1952,10\nNo such film,2001,4\n", encoding="utf-8")
-    review = tmp_path / "review.csv"
-    found, understood = recommend_file(rows, train.scale, file, n=2, source_scale=Scale(1, 10), review=review)
-    pd.testing.assert_frame_equal(found, rows.recommend(profile({2: 5}), ["me"], n=2))
-    assert "scale 1-10 mapped onto 1-5" in understood
-    assert "No such film" in review.read_text(encoding="utf-8")
 
 
 def test_a_list_needs_a_length(items: pd.DataFrame, train: Interactions) -> None:

@@ -82,8 +82,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "figures" / f"{name_of_figure}.png").write_bytes(png())
         (folder / "notebook.ipynb").write_text(executed_notebook(f"Title {number}"))
     (base / ORDER[1] / "tables" / "11_decisions.csv").write_text(
-        "id,question,answer,contrast,value,ci_low,ci_high,p_holm,verdict\n"
-        "f0,Is 0 better?,Yes.,this | that,0.0123,0.001,0.02,0.03,better\n"
+        "id,question,answer,contrast,value,ci_low,ci_high,n,p_holm,verdict\n"
+        "f0,Is 0 better?,Yes.,this | that,0.0123,0.001,0.02,90,0.03,better\n"
     )
     (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
     (base / ORDER[1] / "bundle").mkdir()
@@ -212,6 +212,23 @@ def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
     assert text.startswith("top\n")
     assert text.endswith("\nrest\n")
     assert report.with_headline(text, tmp_path / "published") == text
+
+
+def test_a_second_data_set_is_published_beside_the_first_and_survives_it(site: Path, tmp_path: Path) -> None:
+    second = shutil.copytree(site, tmp_path / "elsewhere")
+    decisions = pd.read_csv(second / "tables" / "11_decisions.csv")
+    decisions.assign(verdict="worse", contrast="that | this").to_csv(
+        second / "tables" / "11_decisions.csv", index=False
+    )
+    published = tmp_path / "published"
+    assert report.publish_beside(second, published) > 0
+    report.publish(site, published)
+    text = report.with_headline(f"{report.BEGIN}\n{report.END}", published)
+    assert "**The same questions on elsewhere**: 0 of 1 verdicts are the same" in text
+    row = next(line for line in text.splitlines() if "(elsewhere: that \\| this)" in line)
+    assert row.count("+0.012 [+0.001, +0.020]") == 2
+    assert "| better +0.012" in row
+    assert "| worse +0.012" in row
 
 
 def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
      "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
-    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits"},
+    {"content", "collaborative", "fast_grid", "neighbours", "latent_traits", "bayesian_fm"},
     {"blend", "diversity", "elicitation", "recommender"},
-    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "traits_study", "decisions"},
+    {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
+     "traits_study", "decisions"},
     {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "progress", "pipeline", "cli"},
 ]  # fmt: skip
 
@@ -161,7 +162,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 9_600  # why not fewer: CHANGELOG.md
+LINES = 9_850  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
@@ -186,6 +187,12 @@ def test_published_results_are_whole_and_light() -> None:
         "metrics.csv",
         "decisions.csv",
         "alpha_curves.png",
+        "ml-latest-small",
         *(path.name for path in NOTEBOOKS),
     }
-    assert sum(path.stat().st_size for path in published.iterdir()) < report.PUBLISHED_LIMIT
+    assert {path.name for path in (published / "ml-latest-small").iterdir()} == {
+        "findings.json",
+        "metrics.csv",
+        "decisions.csv",
+    }
+    assert sum(path.stat().st_size for path in published.rglob("*")) < report.PUBLISHED_LIMIT

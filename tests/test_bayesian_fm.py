@@ -1,0 +1,117 @@
+"""Bayesian factorization machines: features by hand, planted tastes recovered, and nothing known of what is asked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys_utils import bayesian_fm, fast_grid
+from recsys_utils.bayesian_fm import DAMPING, NEAR, BayesianFM, moment
+from recsys_utils.interactions import DAY, Interactions
+from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.protocols import LeakError, check_blind
+from recsys_utils.synthetic import Size, generate
+
+SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Interactions:
+    return Interactions.from_frame(generate(Size(users=60, items=50, ratings=1300)).ratings, scale=Scale(1, 5))
+
+
+@pytest.fixture
+def installed() -> None:
+    pytest.importorskip("pkg_resources", reason="myfm needs a setuptools below 81: the extra accuracy")
+    pytest.importorskip("myfm", reason="the extra accuracy is not installed")
+
+
+def tiny(times: list[int]) -> Interactions:
+    frame = pd.DataFrame(
+        {"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5.0, 2.0, 3.0], "timestamp": times}
+    )
+    return Interactions.from_frame(frame, scale=Scale(1, 5))
+
+
+def test_the_moment_is_a_faded_mean_of_the_users_other_ratings() -> None:
+    train = tiny([1000, 1060, 1000])
+    user, item = fast_grid.baselines(train)
+    off = train.rating - (5 + 2 + 3) / 3 - user[train.user] - item[train.item]
+    fade = np.exp(-60 / NEAR)  # one other rating, a minute away
+    known, asked = moment(train, train.where(np.array([True, False, True])))
+    np.testing.assert_allclose(
+        known, [fade * off[1] / (fade + DAMPING), fade * off[0] / (fade + DAMPING), 0], atol=1e-12
+    )
+    # what is asked at the same second as a training rating sees that one whole
+    np.testing.assert_allclose(
+        asked, [(off[0] + fade * off[1]) / (1 + fade + DAMPING), off[2] / (1 + DAMPING)], rtol=1e-6
+    )
+
+
+def test_implicit_features_are_the_training_part_and_nothing_else(data) -> None:
+    train = data.where(np.arange(len(data)) % 4 > 0)
+    users, items = bayesian_fm._sides(train, True)
+    n_users, n_items = train.shape
+    assert (users.shape, items.shape) == ((n_users, n_users + n_items), (n_items, n_items + n_users))
+    seen = users[:, n_users:].toarray()
+    np.testing.assert_array_equal(seen > 0, train.user_item.toarray() > 0)
+    np.testing.assert_allclose((seen**2).sum(axis=1), 1)  # n entries of 1 / root(n)
+    assert len(bayesian_fm._sides(train, False)) == 2
+
+
+def test_a_day_that_was_not_trained_on_has_no_feature() -> None:
+    train, asked = tiny([0, DAY, DAY]), tiny([0, DAY, 5 * DAY])
+    (x, x_asked), sizes = bayesian_fm._columns(train, asked, ("time",))
+    assert sizes == [2]
+    assert x.toarray().tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert x_asked.toarray().tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+class TestChain:
+    pytestmark = pytest.mark.usefixtures("installed")
+
+    def test_tastes_are_found_and_the_deviation_covers(self, data) -> None:
+        test = np.arange(len(data)) % 5 == 0
+        train, asked = data.where(~test), data.where(test)
+        mean, deviation = BayesianFM(rank=3, sweeps=60, seed=2).predict(train, asked)
+        error = np.sqrt(np.mean((mean - asked.rating) ** 2))
+        assert error < 0.97 * asked.rating.std()
+        z = np.abs(mean - asked.rating) / deviation
+        assert abs((z < 1.2816).mean() - 0.8) < 0.1  # 260 ratings: two standard errors are .05
+
+    def test_the_scale_does_not_matter(self, data) -> None:
+        ten = replace(data, rating=data.rating * np.float32(20), scale=Scale(20, 100))
+        one, other = (SMALL.predict(d.where(d.user > 5), d.where(d.user <= 5)) for d in (data, ten))
+        np.testing.assert_allclose(20 * np.array(one), other, rtol=1e-4)
+
+    def test_a_seed_gives_one_chain(self, data) -> None:
+        one, two, other = (replace(SMALL, seed=s).predict(data, data.where(data.user < 3))[0] for s in (1, 1, 2))
+        np.testing.assert_array_equal(one, two)
+        assert not np.allclose(one, other)
+
+    def test_features_from_training_and_test_ratings_are_noticed(self, data, monkeypatch) -> None:
+        """Canary: the published recipe that builds implicit features from all pairs, test part included, must fail."""
+        test = np.arange(len(data)) % 5 == 0
+        asked = data.where(test).where(np.arange(test.sum()) < 40)
+        real = bayesian_fm._sides
+
+        def run(data: Interactions, test: np.ndarray) -> np.ndarray:
+            return SMALL.predict(data.where(~test), asked)[0]
+
+        def leaking(everything: Interactions, test: np.ndarray) -> np.ndarray:
+            monkeypatch.setattr(bayesian_fm, "_sides", lambda train, implicit: real(everything, implicit))
+            return run(everything, test)
+
+        check_blind(run, data, test)
+        with pytest.raises(LeakError, match="nothing but test ratings"):
+            check_blind(leaking, data, test)
+
+
+def test_without_myfm_the_command_that_installs_it_is_named(monkeypatch, data) -> None:
+    monkeypatch.setitem(sys.modules, "myfm", None)
+    with pytest.raises(InputError, match=r'pip install "myfm==0\.4\.0" "setuptools>=77,<81"'):
+        SMALL.predict(data, data)

@@ -1,0 +1,167 @@
+"""The accuracy ladder: its blend knows nothing of what is reported, its numbers follow from the predictions."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys_utils import datasets, ingest, ladder_study
+from recsys_utils.cli import plan_from
+from recsys_utils.collaborative import KNN, SVD
+from recsys_utils.interactions import Interactions
+from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.ladder_study import BLEND, Step, climb, heights, rungs, u1_steps
+from recsys_utils.latent_traits import LatentTraits
+from recsys_utils.protocols import LeakError, check_blind, make_splits
+from recsys_utils.significance import Bootstrap
+from recsys_utils.synthetic import Size, generate
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {"KNN": KNN(), "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02), "V2": LatentTraits(n_factors=2, sweeps=4)}
+
+
+@pytest.fixture(scope="module")
+def data() -> Interactions:
+    return Interactions.from_frame(generate(Size(users=60, items=50, ratings=1300)).ratings, scale=Scale(1, 5))
+
+
+@pytest.fixture(scope="module")
+def test(data) -> np.ndarray:
+    return np.arange(len(data)) % 5 == 0
+
+
+def test_a_step_that_asks_what_it_was_fitted_on_is_refused(data, test) -> None:
+    with pytest.raises(LeakError, match="in the training part"):
+        Step(data, data.where(test), MODELS)
+
+
+def test_nobody_sees_the_asked_ratings(data, test, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(ladder_study, "_predicted", lambda model, train, asked: seen.append(asked) or honest(asked))
+
+    def honest(asked: Interactions) -> tuple[np.ndarray, np.ndarray, float]:
+        return np.linspace(1, 5, len(asked)), np.ones(len(asked)), 0.0
+
+    climb([Step(data.where(~test), data.where(test), MODELS)], seed=1)
+    assert len(seen) == 2 * len(MODELS)
+    assert all(np.isnan(asked.rating).all() for asked in seen)
+
+
+def test_a_stack_fitted_on_the_reported_fold_is_noticed(data, test, monkeypatch) -> None:
+    """Canary: what the blend predicts must not change with the asked ratings; weights fitted on those do."""
+    asked = data.where(test)
+    pairs = asked.where(np.arange(len(asked)) % 3 == 0)
+
+    def run(data: Interactions, test: np.ndarray) -> np.ndarray:
+        train = data.where(~test)
+        table, _ = climb([Step(train, pairs, MODELS)], seed=1)
+        return table[BLEND].to_numpy()
+
+    def leaking(data: Interactions, test: np.ndarray) -> np.ndarray:
+        held = data.where(test)
+        monkeypatch.setattr(ladder_study.fast_grid, "shuffled_folds", lambda *_: [(data.where(~test), held)])
+        return run(data, test)
+
+    check_blind(run, data, test)
+    with pytest.raises(LeakError, match="nothing but test ratings"):
+        check_blind(leaking, data, test)
+
+
+def test_jobs_change_nothing(data, test) -> None:
+    step = Step(data.where(~test), data.where(test), MODELS)
+    (one, _), (two, _) = (climb([step], seed=1, jobs=jobs) for jobs in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_the_blend_weighs_a_perfect_rung_by_one(data, test, monkeypatch) -> None:
+    truth = dict(zip(zip(data.user, data.item, strict=True), data.rating, strict=True))
+    noise = np.random.default_rng(0)
+
+    def predicted(model, train, asked):
+        exact = np.array([truth[pair] for pair in zip(asked.user, asked.item, strict=True)], float)
+        off = 0 if model.name == "svd" else noise.normal(0, 1, len(asked))
+        return exact + off, np.full(len(asked), np.nan), 0.0
+
+    monkeypatch.setattr(ladder_study, "_predicted", predicted)
+    table, weights = climb([Step(data.where(~test), data.where(test), MODELS)], seed=1)
+    assert weights.loc[0, "SVD"] == pytest.approx(1, abs=0.01)
+    assert weights.loc[0, ["KNN", "V2"]].abs().max() < 0.01
+    np.testing.assert_allclose(table[BLEND], table["rating"], atol=0.05)
+
+
+def test_heights_by_hand() -> None:
+    """Two runs of the same two ratings: RMSE over both runs, intervals hold half of them, users counted once."""
+    frame = pd.DataFrame({"user_id": ["a", "b", "b"], "item_id": ["x", "x", "y"], "rating": [1.0, 5.0, 3.0]})
+    data = Interactions.from_frame(frame, scale=Scale(1, 5))
+    step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": LatentTraits()})
+    table = pd.DataFrame({"step": [0, 0, 1, 1], "user": [0, 1, 0, 1], "rating": [1.0, 5.0, 1.0, 5.0]})
+    table = table.assign(**{"V2": [0.0, 4.0, 3.0, 4.0], "V2, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
+    rows, falls, by_step = heights(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
+    value = rows.set_index(["variant", "metric"])["value"]
+    assert value["V2", "rmse"] == pytest.approx(np.sqrt((0 + 1 + 4 + 1) / 4))  # the first 0 is clipped to 1
+    assert value["V2", "mae"] == pytest.approx((0 + 1 + 2 + 1) / 4)
+    assert value["V2", "interval_coverage@50"] == 2 / 4  # |z| = .67 (not clipped), 1, 2, .63; half lie within .674
+    assert value[BLEND, "rmse"] == 0
+    assert set(rows["n"]) == {2}
+    assert falls["V2", BLEND].value == pytest.approx(np.sqrt(6 / 4))
+    np.testing.assert_allclose(by_step["V2"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
+
+
+def test_without_time_stamps_the_machines_have_no_temporal_rung() -> None:
+    assert list(rungs(SVD(), KNN(), has_time=False, seed=1))[3:] == ["FM ids", "FM ids+implicit"]
+    assert set(ladder_study.STACKED) <= {
+        name for has_time in (True, False) for name in rungs(SVD(), KNN(), has_time=has_time, seed=1)
+    }
+
+
+def test_the_mirror_has_no_u1(data) -> None:
+    splits = make_splits(data, seed=1)[0]
+    with pytest.raises(InputError, match=r"The mirror has no u1.*--set dataset\.archive=ml-100k\.zip"):
+        u1_steps(data, splits, [SVD()], [KNN()], folds=2, tried=1, seeds=1, seed=1, jobs=1)
+
+
+def test_settings_for_u1_are_chosen_inside_its_training_part(data, test, monkeypatch) -> None:
+    """Canary: turn the ratings of u1.test round; the chosen settings and every training part must stay."""
+    monkeypatch.setattr(ladder_study, "U1_SIZES", (len(data), int(test.sum())))
+    turned = replace(data, rating=np.where(test, 6 - data.rating, data.rating).astype(np.float32))
+    svd = [SVD(n_factors=2, n_epochs=n, lr=0.02) for n in (1, 5, 30)]
+    knn = [KNN(k=k) for k in (2, 40)]
+    splits = pd.DataFrame({"u1_test": test})
+    kinds = {"folds": 3, "tried": 1, "seeds": 2, "seed": 1, "jobs": 1}
+    one, other = (u1_steps(d, splits, svd, knn, **kinds) for d in (data, turned))
+    assert [step.models for step in one] == [step.models for step in other]
+    assert [step.train.rating.sum() for step in one] == [step.train.rating.sum() for step in other]
+    assert one[0].models["SVD"].seed != one[1].models["SVD"].seed
+
+
+def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
+    fetched = datasets.fetch("ml-100k", archive=shared_data / "ml-100k.zip", raw=ROOT / "data" / "raw")
+    ratings = ingest.build(fetched).ratings
+    part = fetched.u1_test(ratings)
+    assert (len(part), part.sum()) == ladder_study.U1_SIZES
+    assert ratings.loc[part, "user_id"].nunique() == 459  # the first 462 users, three of whom have no test rating
+
+
+@pytest.mark.skipif(importlib.util.find_spec("myfm") is None, reason="the extra accuracy is not installed")
+def test_the_notebook_climbs_on_smoke(smoke_run, tmp_path) -> None:
+    """accuracy=full, without the section's name, and small grids: the ladder's rows and finding are written."""
+    import papermill
+
+    settings = ["accuracy=full", "svd_grid={n_factors: [3], n_epochs: [60, 90], lr: [0.02], reg: [0.05]}"]
+    settings.append(
+        "knn_grid={kind: [KNNBaseline], similarity: [msd], user_based: [false], k: [20, 40], min_support: [1]}"
+    )
+    plan = plan_from(ROOT / "params" / "smoke.yaml", [*settings, "training_seeds=1"], jobs=1)
+    values = plan.values("03_cf_grid_search", tmp_path)
+    papermill.execute_notebook(
+        ROOT / "notebooks" / "03_cf_grid_search.ipynb", tmp_path / "notebook.ipynb", parameters=values,
+        cwd=ROOT / "notebooks", progress_bar=False,
+    )  # fmt: skip
+    rows = pd.read_csv(tmp_path / "metrics.csv").query("model == 'ladder'")
+    assert set(rows["metric"]) == {"rmse", "mae"}
+    assert "accuracy-ladder" in (tmp_path / "findings.json").read_text(encoding="utf-8")

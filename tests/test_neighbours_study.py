@@ -1,0 +1,113 @@
+"""The study of neighbours: who is asked, what is judged on whom, and that nothing that is hidden decides anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys_utils import neighbours_study as study
+from recsys_utils import own_ratings
+from recsys_utils.interactions import Interactions
+from recsys_utils.interfaces import Scale
+from recsys_utils.neighbours import Neighbours, leave_one_out
+from recsys_utils.protocols import fold_users, make_splits
+from recsys_utils.significance import Bootstrap
+from recsys_utils.synthetic import Size, generate
+
+MADE = generate(Size(users=80, items=60, ratings=2200))
+DATA = Interactions.from_frame(MADE.ratings, scale=Scale(1, 5), items=MADE.items["item_id"])
+SPLITS, USERS, _ = make_splits(DATA, seed=5, random_orders=2, stratified_seeds=1)
+CLASSIC = Neighbours(k=20, min_overlap=3, min_votes=1)
+GRID = [CLASSIC, replace(CLASSIC, shrinkage=20.0)]
+
+
+def newcomers(data: Interactions = DATA, asked: np.ndarray | None = None, sizes: tuple[int, ...] = (5, 10, 500)):  # type: ignore[no-untyped-def]
+    everybody = np.ones(len(USERS), bool) if asked is None else asked
+    return study.Newcomers.of(
+        data, SPLITS, USERS, sizes=sizes, tune_size=8, asked=everybody, has_time=True
+    )  # fmt: skip
+
+
+def turned_round(rows: np.ndarray) -> Interactions:
+    """The same ratings, but those under ``rows`` are what their users did not think."""
+    return replace(DATA, rating=np.where(rows, 6 - DATA.rating, DATA.rating).astype(np.float32))
+
+
+def test_sizes_that_nobody_has_are_left_out_and_the_primary_one_is_below_what_is_asked_for() -> None:
+    found = newcomers()
+    assert found.sizes == [5, 10]
+    assert found.primary == 5  # 10 is more than 8
+    assert found.have[5] == len(USERS)  # everybody has 20 ratings or more, ten of them are the target
+    assert found.orders == ("random_0", "random_1", "time")
+    assert set(found.constant) == {u for u, n in zip(*np.unique(DATA.users[DATA.user], return_counts=True), strict=True)
+                                   if n - max(10, n // 2) >= 10}  # fmt: skip
+    with pytest.raises(ValueError, match="smaller `sizes`"):
+        newcomers(sizes=(500,))
+
+
+def test_who_is_not_asked_is_in_every_fit_and_in_no_test() -> None:
+    asked = np.arange(len(USERS)) % 2 == 0
+    found = newcomers(asked=asked)
+    for fold in range(5):
+        parts = fold_users(found.users, fold)
+        assert set(np.flatnonzero(~asked)) <= set(parts.fit)
+    assert USERS["fold"].min() == 0  # the table that was passed in stays as it was
+
+
+def test_test_users_have_no_say_in_the_settings() -> None:
+    """Turned-round ratings of a fold's test users leave what its validation users choose as it was."""
+    parts = fold_users(USERS, 0)
+    before = study.validation_errors(newcomers(), GRID, jobs=1)
+    after = study.validation_errors(newcomers(turned_round(np.isin(DATA.user, parts.test))), GRID, jobs=1)
+    np.testing.assert_array_equal(before[0], after[0])
+    assert not np.array_equal(before[1], after[1])  # they are in the fit of the other folds
+
+
+def test_newcomers_are_judged_on_the_same_targets() -> None:
+    people = newcomers()
+    more = {"k=5": replace(CLASSIC, k=5)}
+    films = MADE.items
+    found = study.judge(people, CLASSIC, [CLASSIC] * 5, more, films, imdb_rating=7.0, imdb_votes=1, jobs=1)
+    every = found.sums("classic", "all", "random", 5)
+    assert np.nansum(every["count"]) == sum(2 * max(10, n // 2) for n in np.bincount(DATA.user))  # two seeds
+    np.testing.assert_array_equal(every["absolute"], found.sums("tuned", "all", "random", 5)["absolute"])
+    some, known = (found.sums(m, "of tuned", "random", 5) for m in ("item mean + offset", "tuned"))
+    np.testing.assert_array_equal(some["count"], known["count"])
+    boot = Bootstrap(len(USERS), seed=1, resamples=200)
+    by_hand = (np.nansum(some["absolute"]) - np.nansum(known["absolute"])) / np.nansum(known["count"])
+    assert found.gain(boot, "random", 5).value == pytest.approx(by_hand)
+    rows = pd.concat([found.error_rows(boot), found.list_rows(boot)])
+    assert np.isfinite(rows[["value", "ci_low", "ci_high", "n"]].to_numpy(np.float64)).all()
+    assert found.settings(boot, ["tuned", "k=5"])["value"].iloc[0] == 0  # tuned is the classic setting here
+
+
+def test_a_hidden_fold_of_ratings_decides_neither_settings_nor_predictions() -> None:
+    fold = SPLITS["rating_fold"].to_numpy()
+    order = np.arange(len(USERS))
+    before = study.predict_known(DATA, fold, CLASSIC, GRID, order, jobs=1)
+    after = study.predict_known(turned_round(fold == 2), fold, CLASSIC, GRID, order, jobs=1)
+    hidden = fold == 2
+    pd.testing.assert_frame_equal(before.predictions[hidden], after.predictions[hidden])
+    assert not before.predictions[~hidden].equals(after.predictions[~hidden])
+    errors = before.sums["item_mean", ""]
+    mean = [DATA.rating[~hidden & (DATA.item == i)].mean() for i in DATA.item[hidden]]
+    expected = np.abs(np.array(mean) - DATA.rating[hidden]).sum()
+    off = np.abs(before.predictions["item mean"].to_numpy() - DATA.rating)
+    assert off[hidden].sum() == pytest.approx(expected, rel=1e-6)
+    assert errors["absolute"].sum() == pytest.approx(off.sum())
+
+
+def test_a_file_is_judged_rating_by_rating() -> None:
+    rated = DATA.user_item[3]
+    frame = pd.DataFrame({"item_id": DATA.items[rated.indices], "rating": rated.data})
+    raw = frame[["item_id"]].assign(raw=rated.data, lo=0.0, hi=8.0)
+    model = replace(CLASSIC).fit(DATA.where(DATA.user != 3))
+    found = study.judge_file(model, own_ratings.OwnRatings(frame, (), raw), MADE.items, seed=1)
+    one = leave_one_out(model, rated).dropna()
+    mae = np.abs(one["predicted"].clip(1, 5) - one["rating"]).mean()
+    assert found["value"] == pytest.approx(mae)
+    assert found["MAE on the file's scale"] == pytest.approx(2 * mae)  # 0-8 is twice as long as 1-5
+    assert found["ratings"] == rated.nnz
