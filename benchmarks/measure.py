@@ -14,6 +14,7 @@ import os
 import platform
 import resource
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 
+from recsys_utils import speed
 from recsys_utils.interfaces import InputError
 
 THREADS = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "NUMEXPR_NUM", "NUMBA_NUM")
 PACKAGES = ("numpy", "scipy", "pandas", "polars", "numba", "scikit-learn", "scikit-surprise", "implicit")
+WIDTH = 120  # of remarks in the terminal
 POLL = 0.01  # seconds between looks at a process's memory
 ENOUGH, MOST_RUNS = 1.0, 5  # seconds after which a call is not repeated, and how often it is at most
 
 NAMES = ("grid", "knn", "neighbours", "ingest", "evaluate", "latent_traits", "pipeline")
+
+LEGEND = (
+    "*x* is how many times as long a peer takes as the first row of the same task and size, *x CPU* the same of CPU "
+    "seconds, which say more on a busy machine. *Private* is the peak of anonymous memory of the whole process, "
+    "imports included; *file* that of pages of files, which the system can drop. *Same* says whether the answers "
+    "agree; what was compared stands below. What takes less than a second is the fastest of up to five runs."
+)
+CAPTION = "CPU seconds by size of the input, both axes logarithmic; the fitted growth is n to the power shown."
 
 Row = dict[str, Any]
 Check = Callable[[Any, Any], tuple[bool, str]]
@@ -70,8 +82,25 @@ class Contender:
     jobs: int = 1
 
 
+def command(
+    names: Sequence[str], *, full: bool, target: Path | None, show: Callable[[pd.DataFrame], None]
+) -> None:  # fmt: skip
+    """What `recsys bench` does; ``show`` prints a table."""
+    found = everything(names, full=full)
+    if target is not None:
+        save(found, target)
+    print(textwrap.fill(found["about"].replace("*", ""), WIDTH))
+    for name, table in speed.tables(found):
+        print(f"\n{name}")
+        show(table)
+        print("\n".join(textwrap.fill(remark, WIDTH, subsequent_indent="  ") for remark in found["remarks"][name]))
+
+
 def everything(names: Sequence[str] = (), *, full: bool = False) -> Row:
-    """Run benchmarks, all by default; returns what bench.json holds: machine, rows and growth.
+    """Run benchmarks, all by default; returns what bench.json holds.
+
+    machine, full, rows (one a contender, see :func:`compare`), growth (exponents), and for readers: about, figure (its
+    caption) and remarks by benchmark.
 
     Raises
     ------
@@ -83,7 +112,30 @@ def everything(names: Sequence[str] = (), *, full: bool = False) -> Row:
     for name in dict.fromkeys(names or NAMES):
         print(f"Measuring {name}", file=sys.stderr)
         rows += importlib.import_module(f"benchmarks.{name}").run(full=full)
-    return {"machine": started, "full": full, "rows": rows, "growth": growth(rows)}
+    found = {"machine": started, "full": full, "rows": rows, "growth": growth(rows)}
+    return found | {"about": about(started), "figure": CAPTION, "remarks": remarks(found)}
+
+
+def about(machine: Row) -> str:
+    """What a table says, and on which machine it was measured."""
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    return (
+        f"Measured by `recsys bench`, in one run, on {machine['cores']} cores ({machine['cpu']}), "
+        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, {packages}; load at the start "
+        f"{machine['load_at_start']}. {LEGEND}"
+    )
+
+
+def remarks(found: Row) -> dict[str, list[str]]:
+    """Of each benchmark: what was compared at the largest size, what to know, who is absent, and how costs grow."""
+    last = {(row["benchmark"], row["task"], row["who"]): row for row in found["rows"]}
+    said: dict[str, list[str]] = {}
+    for (benchmark, task, who), row in last.items():
+        text = "; ".join(row[key] for key in ("compared", "note") if key in row)
+        said.setdefault(benchmark, []).extend([f"{who} ({task}): {text}"] if text else [])
+    for g in found["growth"]:
+        said[g["benchmark"]].append(f"{g['who']} ({g['task']}): CPU seconds grow as size^{g['exponent']:.2f}")
+    return said
 
 
 def save(bench: Row, path: Path) -> None:

@@ -25,8 +25,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-RIGHT = {"rank", "score", "predicted", "imdb", "year", "votes"}  # columns of numbers
-RIGHT |= {"size", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu"}
+BENCHMARKS = "grid, knn, neighbours, ingest, evaluate, latent_traits, pipeline; default: all"
+RIGHT = {
+    "rank", "score", "predicted", "imdb", "year", "votes", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -236,19 +238,11 @@ def compare(
 
 @app.command()
 def bench(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME ...]", help="grid knn neighbours ingest evaluate latent_traits pipeline; default: all"
-        ),
-    ] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="every measurement, and a figure beside it")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME ...]", help=BENCHMARKS)] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="all of it, and a figure beside")] = None,
     full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
 ) -> None:
     """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
-    from recsys_utils import speed
     from recsys_utils.stage import project_root
 
     sys.path.insert(0, str(project_root()))
@@ -256,14 +250,7 @@ def bench(
         from benchmarks import measure
     except ModuleNotFoundError:
         raise InputError(f"{project_root()} has no folder benchmarks/, which holds what is measured.") from None
-    found = measure.everything(names or (), full=full)
-    if json_ is not None:
-        measure.save(found, json_)
-    print(textwrap.fill(speed.machine_sentence(found), 120))
-    for name, table, remarks in speed.tables(found):
-        print(f"\n{name}")
-        _print_table(table)
-        print("\n".join(textwrap.fill(remark, 120, subsequent_indent="  ") for remark in remarks))
+    measure.command(names or (), full=full, target=json_, show=_print_table)
 
 
 @app.command()

@@ -239,14 +239,12 @@ def _files(report: Path) -> str:
 def speed_page(path: Path) -> str:
     """The page of a bench.json as markdown; times stay out of metrics.csv and findings.json."""
     bench = json.loads(path.read_text(encoding="utf-8"))
-    parts = [f"# Speed and memory\n\nMeasured by `recsys bench`, in one run, on {speed.machine_sentence(bench)}\n"]
+    parts = [f"# Speed and memory\n\n{bench['about']}\n"]
     if path.with_suffix(".png").exists():
-        caption = "CPU seconds by size of the input, both axes logarithmic; n to the fitted power"
-        parts.append(f"```{{figure}} ../figures/bench.png\n:alt: {caption}\n\n{caption}.\n```\n")
-    parts.append(f"{speed.LEGEND}\n")
-    for name, table, remarks in speed.tables(bench):
-        rows = _pipe_table([*table.columns], table.values.tolist())
-        parts.append("\n".join([f"## {name}\n", rows, "", *(f"- {remark}" for remark in remarks), ""]))
+        parts.append(f"```{{figure}} ../figures/bench.png\n:alt: {bench['figure']}\n\n{bench['figure']}\n```\n")
+    for name, table in speed.tables(bench):
+        remarks = "\n".join(f"- {remark}" for remark in bench["remarks"].get(name, []))
+        parts.append(f"## {name}\n\n{_pipe_table([*table.columns], table.values.tolist())}\n\n{remarks}\n")
     return "\n".join(parts)
 
 
