@@ -622,10 +622,11 @@ def rank_warm(
     data: Interactions, test: Mask, position: Positions, *, content: ContentModel, popularity: Recommender,
     settings: Settings, alpha_step: float, relevance: Literal["liked", "any"] = "liked",
 ) -> pd.DataFrame:  # fmt: skip
-    """Per-user ranking metrics of the classic hybrids and of a blend tuned on an inner split of the training part.
+    """Per-user ranking metrics of the classic hybrids, a blend tuned on an inner split of the training part, and EASE.
 
-    Settings, mixture, collaborative model and weights are chosen on each user's last fifth of the training ratings;
-    then all is fitted again on the whole training part. SVD and KNN keep their first setting, the classic one.
+    Settings (also of EASE, which stands there alone), mixture, collaborative model and weights are chosen on the last
+    fifth of each user's training ratings; then all is fitted again on the whole training part. SVD and KNN keep their
+    first setting, the classic one.
 
     Parameters
     ----------
@@ -634,7 +635,7 @@ def rank_warm(
 
     Returns
     -------
-    user_id, cf, curve, then a column per metric
+    user_id, cf, curve ("alone": no blend), then a column per metric
     """
     inner, outer = protocols.tuning_and_test(data, test, position)
     protocols.check_tuning(inner, outer)
@@ -671,6 +672,8 @@ def rank_warm(
     for cf, curve in [*((name, CURVES["classic"]) for name in CLASSIC), (best_cf, learned[best_cf])]:
         shipped = Blend(deepcopy(content), final[cf], curve, deepcopy(popularity)).fit(outer.train)
         tables.append(rank_and_measure(shipped, outer, relevance=relevance).assign(cf=cf, curve=curve.name))
+    alone = rank_and_measure(final["ease"].fit(outer.train), outer, relevance=relevance)
+    tables.append(alone.assign(cf="ease", curve="alone"))
     return pd.concat(tables, ignore_index=True)
 
 

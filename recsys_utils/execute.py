@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,16 +74,28 @@ def _execute_notebook(job: dict[str, Any], tell: Callable[..., None]) -> int:
         tell(cell=at[0], of=cells)
 
     try:
-        papermill.execute_notebook(
-            notebook, to, job["values"], kernel_name="python3", cwd=notebook.parent, progress_bar=False,
-            record_timing=False, on_cell_start=at_cell,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="recsys-") as scratch:
+            papermill.execute_notebook(
+                notebook, to, job["values"], kernel_name="python3", cwd=notebook.parent, progress_bar=False,
+                record_timing=False, on_cell_start=at_cell, start_timeout=600, config=_kernel_by_files(scratch),
+            )  # fmt: skip
     except PapermillExecutionError as error:
         traceback = strip_color("\n".join(error.traceback))
         tell(error=error.ename, message=error.evalue, traceback=traceback, at=at[0])
         return 1
     _strip_metadata(to)
     return 0
+
+
+def _kernel_by_files(folder: str) -> Any:
+    """Settings by which a kernel talks through files in ``folder``, where the system can.
+
+    A kernel's five free TCP ports are found seconds before it binds them: of several kernels that start at once on a
+    busy machine one may find a port taken, and die.
+    """
+    from traitlets.config import Config
+
+    return Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"} if os.name == "posix" else {})
 
 
 def _strip_metadata(path: Path) -> None:

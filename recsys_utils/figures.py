@@ -92,6 +92,14 @@ def markdown(text: str) -> None:
     display(Markdown(text))
 
 
+def counted(n: int, noun: str) -> str:
+    """
+    >>> counted(1, "day"), counted(7, "day")
+    ('1 day', '7 days')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def lines(
     ax: Axes, frame: pd.DataFrame, x: str, *, by: str, value: str = "value", low: str = "ci_low", high: str = "ci_high",
     styled: bool = True,

@@ -31,7 +31,7 @@ from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale
-from recsys_utils.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure
+from recsys_utils.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure, warm_split
 from recsys_utils.significance import Bootstrap
 
 SIZES = [0, 2, 3, 8]
@@ -294,5 +294,8 @@ def test_warm_rows_name_what_they_blend(
         popularity=Popularity(), settings=SETTINGS, alpha_step=0.5,
     )  # fmt: skip
     assert {("svd", "classic"), ("knn", "classic")} < set(zip(found["cf"], found["curve"], strict=True))
-    assert set(found["curve"]) == {"classic", "learned"}
+    assert set(found["curve"]) == {"classic", "learned", "alone"}
+    outer = warm_split(data, splits["last20"].to_numpy())
+    either = [rank_and_measure(EASE(reg=ease.reg).fit(outer.train), outer)[NDCG].mean() for ease in SETTINGS["ease"]]
+    assert found.loc[found["curve"] == "alone", NDCG].mean() in either
     assert found[NDCG].dropna().between(0, 1).all()

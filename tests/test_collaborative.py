@@ -17,9 +17,10 @@ from recsys_utils.collaborative import (
     nested_rating_error,
     parameters,
     predict_by_surprise,
+    setting_text,
     settings,
 )
-from recsys_utils.interactions import Interactions
+from recsys_utils.interactions import Interactions, item_counts
 from recsys_utils.interfaces import InputError, RatingPredictor, Recommender, Scale
 
 KNN_SETTINGS = [
@@ -180,7 +181,7 @@ def test_knn_equals_surprise_for_trained_users(model, scale):
 
 class TestSvd:
     def test_fold_in_solves_the_stated_ridge_problem(self, ratings):
-        """Minimise |y - A w|^2 + reg n |w|^2 = least squares on A over sqrt(reg n) I, y over 0."""
+        """Minimise |y - A w|^2 + c |w|^2 = least squares on A over sqrt(c) I, y over 0, with c = reg (n + 20)."""
         for n_factors in (3, 25):  # fewer and more unknowns than most users have ratings: both branches
             model = SVD(n_factors=n_factors, reg=0.05).fit(ratings)
             folded = model.fold_in(ratings.user_item)
@@ -188,7 +189,7 @@ class TestSvd:
                 row = ratings.user_item[user]
                 a = np.column_stack([np.ones(row.nnz), model.item_factors[row.indices]])
                 y = row.data - model.mean - model.item_bias[row.indices]
-                stacked = np.vstack([a, np.sqrt(0.05 * row.nnz) * np.eye(n_factors + 1)])
+                stacked = np.vstack([a, np.sqrt(0.05 * (row.nnz + 20)) * np.eye(n_factors + 1)])
                 expected = np.linalg.lstsq(stacked, np.concatenate([y, np.zeros(n_factors + 1)]))[0] if row.nnz else 0
                 np.testing.assert_allclose(folded[user], expected, atol=1e-10)
 
@@ -204,12 +205,41 @@ class TestSvd:
         np.testing.assert_allclose(scores[0], model.mean + model.item_bias, atol=1e-6)
         assert model.item_bias[4] == 0  # nobody rated it
 
-    def test_fold_in_is_close_to_surprise_for_trained_users(self):
+    def test_the_prior_helps_users_of_few_ratings_and_hardly_costs_the_others(self, monkeypatch):
+        """Planted factors and noise of 1 rating point: ratings of newcomers from n of theirs, with and without it."""
+        rng = np.random.default_rng(11)
+        taste, traits = rng.standard_normal((2, 400, 3)) * 0.4
+        truth = 3.5 + rng.standard_normal((400, 1)) * 0.4 + taste @ traits[:120].T
+        seen = (truth + rng.standard_normal(truth.shape)).clip(1, 5).astype(np.float32)
+        user, item = np.nonzero(rng.random((300, 120)) < 0.3)
+        ids = [np.array([str(i) for i in range(n)], dtype=object) for n in (300, 120)]
+        known = Interactions(
+            *ids,
+            user.astype(np.int32),
+            item.astype(np.int32),
+            seen[user, item],
+            np.zeros(len(user), np.int64),
+            Scale(1, 5),
+        )
+        model = SVD(n_factors=10, n_epochs=30, lr=0.01, reg=0.1).fit(known)
+        error = {}
+        for n in (3, 60):
+            profiles = csr_matrix(np.where(np.arange(120) < n, seen[300:], 0).astype(np.float32))
+            for prior in (0, collaborative.PRIOR):
+                monkeypatch.setattr(collaborative, "PRIOR", prior)
+                error[n, prior > 0] = np.sqrt(np.square(model.ratings(profiles) - seen[300:])[:, 60:].mean())
+        assert error[3, True] < error[3, False] - 0.02
+        assert error[60, True] < error[60, False] + 0.005
+
+    def test_fold_in_is_close_to_surprise_for_trained_users(self, monkeypatch):
+        """Training has converged here, so the second half leaves out the prior, which weighs much at 17 ratings."""
         ratings = random_ratings(200, 60)
         model = SVD(n_factors=5, n_epochs=200, lr=0.02, reg=0.1)
         theirs = predict_by_surprise(ratings, ratings, model)
         ours = replace(model).fit(ratings).ratings(ratings.user_item)[ratings.user, ratings.item]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+        monkeypatch.setattr(collaborative, "PRIOR", 0)
+        ours = replace(model).fit(ratings).ratings(ratings.user_item)[ratings.user, ratings.item]
         assert np.abs(ours - theirs).mean() < 0.1
 
 
@@ -264,7 +294,22 @@ class TestEase:
     def test_large_catalogue_is_refused_with_advice(self, ratings):
         many = np.array([f"i{n}" for n in range(15_001)], dtype=object)
         with pytest.raises(InputError, match=r"15,001 x 15,001 would need about 4 GB; at most 15,000.*ItemKNN"):
-            EASE().fit(replace(ratings, items=many))
+            EASE(most_rated=20_000).fit(replace(ratings, items=many))
+
+    @pytest.mark.parametrize("model", [EASE(most_rated=12), ItemKNN(k=5, most_rated=12)])
+    def test_a_capped_catalogue_compares_the_most_rated_items_only(self, ratings, model):
+        """It scores them as a catalogue of nothing else would; the others get 0, like items without a rating."""
+        counts = item_counts(ratings.user_item)
+        top = np.sort(np.lexsort((np.arange(30), -counts))[:12])
+        capped = replace(model).fit(ratings)
+        scores = capped.scores(ratings.user_item)
+        alone = ratings.where(np.isin(ratings.item, top))
+        np.testing.assert_allclose(scores[:, top], replace(model).fit(alone).scores(alone.user_item)[:, top], atol=1e-6)
+        assert not np.delete(scores, top, axis=1).any()
+        again = type(model).from_state(capped.state())
+        np.testing.assert_array_equal(again.scores(ratings.user_item), scores)
+        assert parameters(model)["most_rated"] == 12
+        assert "most_rated" not in setting_text(type(model)())
 
 
 class TestGrid:
