@@ -20,6 +20,7 @@ RATING = "rating"
 TIMESTAMP = "timestamp"
 RANK = "rank"
 SCORE = "score"
+MOST_RATED = 15_000  # items that models of all pairs of items compare unless told otherwise
 
 Scores = NDArray[np.float32]
 

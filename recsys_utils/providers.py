@@ -294,8 +294,8 @@ def tmdb_token() -> str:
     found = os.environ.get(TMDB_TOKEN, "").strip()
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
         raise InputError(
-            f"dataset.catalogue names tmdb, which needs an API read access token: the "
-            f"environment variable {TMDB_TOKEN} {'holds characters no token has' if found else 'is not set'}. TMDB gives tokens away "
+            "dataset.catalogue names tmdb, which needs an API read access token: the environment variable "
+            f"{TMDB_TOKEN} {'holds characters no token has' if found else 'is not set'}. TMDB gives tokens away "
             "(https://www.themoviedb.org/settings/api); or take tmdb off the list."
         )
     return found

@@ -150,3 +150,12 @@ def test_ml_100k_has_eighteen_doubles(shared_data: Path, tmp_path: Path) -> None
     with zipfile.ZipFile(shared_data / "ml-100k.zip") as bundle:
         films = layout.films({name: bundle.read(f"ml-100k/{name}") for name in layout.members})
     assert len(ingest.crosswalk.doubles(films)) == 18
+
+
+def test_a_share_is_for_generated_data() -> None:
+    smaller = ingest.build(fetch("smoke", raw=Path("unused")), share=0.5)
+    assert smaller.truth is not None
+    assert smaller.ratings["user_id"].nunique() == smaller.truth.size.users == 100
+    assert "share of 0.5" in smaller.notes[0]
+    with pytest.raises(InputError, match=r"dataset\.share = 0\.5: ml-1m is not generated"):
+        ingest.build(Fetched(describe("ml-1m"), None, None, "nowhere"), share=0.5)
