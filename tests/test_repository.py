@@ -23,13 +23,13 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
+     "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "neighbours", "latent_traits", "bayesian_fm"},
     {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
      "traits_study", "decisions"},
-    {"figures", "cluster", "stage", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "pipeline", "cli"},
 ]  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 9_850  # why not fewer: CHANGELOG.md
+LINES = 9_950  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
@@ -182,7 +182,7 @@ def test_readme_shows_the_published_numbers() -> None:
 def test_published_results_are_whole_and_light() -> None:
     published = ROOT / "reports" / "published"
     names = {path.name for path in published.iterdir()}
-    assert names == {
+    assert names - {"bench.json", "bench.png"} == {
         "findings.json",
         "metrics.csv",
         "decisions.csv",
