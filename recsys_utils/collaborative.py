@@ -25,7 +25,7 @@ from scipy.sparse import csc_matrix, csr_matrix, issparse
 from recsys_utils import fast_grid
 from recsys_utils.fast_grid import SHRINKAGE
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, Recommender, Scale, Scores, child_seed
+from recsys_utils.interfaces import MOST_RATED, InputError, Recommender, Scale, Scores, child_seed
 
 SURPRISE_MATRICES = 5  # that its pearson_baseline fills: counts, products, two squares, similarities
 PRIOR = 20  # ratings whose penalty an SVD user pays beyond those of the profile
@@ -107,6 +107,11 @@ def _row_means(matrix: csr_matrix, empty: float) -> Floats:
     counts = np.diff(matrix.indptr)
     sums = np.bincount(_row_of(matrix), weights=matrix.data, minlength=matrix.shape[0])
     return np.where(counts > 0, sums / np.maximum(counts, 1), empty)
+
+
+def most_rated(train: Interactions, n: int) -> NDArray[np.intp]:
+    """Places, in order, of the n items with the most ratings, ties to the lower place."""
+    return np.sort(np.argsort(-item_counts(train.user_item), kind="stable")[:n])
 
 
 def fits_dense(n: int, matrices: int) -> bool:
@@ -506,18 +511,22 @@ class ItemKNN(_Model):
     ----------
     k, shrink : neighbours per item; damping of similarities with little support, in ratings
     binarise : count any rating, or likes only, in training and in profiles
+    most_rated : items that are compared; others score 0, as those without a rating do
     """
 
     name: ClassVar[str] = "item_knn"
     k: int = 100
     shrink: float = 10.0
     binarise: Binarise = "any"
+    most_rated: int = MOST_RATED
     similarity: csr_matrix = field(init=False, repr=False, compare=False)
     bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
         x = self._binarised(train.user_item, self.binarise)
+        x.data *= np.isin(x.indices, most_rated(train, self.most_rated))
+        x.eliminate_zeros()
         norm = np.sqrt(item_counts(x).astype(np.float64))
         together = (x.T @ x).tocsr()
         columns: list[NDArray[np.int32]] = []
@@ -552,23 +561,29 @@ class EASE(_Model):
     ----------
     reg : ridge penalty on B
     binarise : count any rating, or likes only, in training and in profiles
+    most_rated : items in B, at most 15,000 (it is dense: 8 bytes x items^2 while fitting, twice); others score 0, as
+        those without a rating do
 
     Raises
     ------
-    InputError : more than 15,000 items (B is dense: 8 bytes x items^2 while fitting, twice)
+    InputError : B would be larger than that.
     """
 
     name: ClassVar[str] = "ease"
     reg: float = 500.0
     binarise: Binarise = "any"
+    most_rated: int = MOST_RATED
     precision: NDArray[np.float32] = field(init=False, repr=False, compare=False)  # upper triangle of P: P is symmetric
+    kept: NDArray[np.intp] = field(init=False, repr=False, compare=False)  # places of the items in B
+    n_items: NDArray[np.int_] = field(init=False, repr=False, compare=False)
     bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
-        n_items = len(train.items)
-        refuse_dense("EASE", n_items, 2, "Cut the catalogue to the items rated most, or use ItemKNN.")
+        self.kept, self.n_items = most_rated(train, self.most_rated), np.asarray(len(train.items))
+        n_items = len(self.kept)
+        refuse_dense("EASE", n_items, 2, "Ask for fewer of the items rated most (most_rated), or use ItemKNN.")
         self._keep_scale(train)
-        x = self._binarised(train.user_item, self.binarise).astype(np.float64)
+        x = self._binarised(train.user_item, self.binarise)[:, self.kept].astype(np.float64)
         x = x[np.diff(x.indptr) > 0]
         if x.shape[0] < n_items:
             # P = (I - X' (X X' + reg I)^-1 X) / reg (Woodbury): the smaller inverse, several times faster
@@ -585,7 +600,7 @@ class EASE(_Model):
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
-        """B (I, I), made from P so that an export holds half as many numbers."""
+        """B, a row and a column an item of ``kept``, made from P so that an export holds half as many numbers."""
         n_items = int((np.sqrt(8 * len(self.precision) + 1) - 1) / 2)
         weights = np.zeros((n_items, n_items), np.float32)
         weights[np.triu_indices(n_items)] = self.precision
@@ -596,7 +611,9 @@ class EASE(_Model):
 
     def scores(self, profiles: csr_matrix) -> Scores:
         """(users, items) float32; 0 for an empty profile."""
-        scores: Scores = self._binarised(_checked(profiles, len(self.weights)), self.binarise) @ self.weights
+        binary = self._binarised(_checked(profiles, int(self.n_items)), self.binarise)
+        scores = np.zeros(binary.shape, np.float32)
+        scores[:, self.kept] = binary[:, self.kept] @ self.weights
         return scores
 
 
@@ -634,8 +651,9 @@ def settings(model: type[M], grid: Mapping[str, Sequence[Any]]) -> list[M]:
 
 
 def parameters(model: _Model) -> dict[str, Any]:
-    """The settings of a model as plain values, ready for JSON and for its constructor."""
-    return {f.name: getattr(model, f.name) for f in fields(model) if f.init}  # type: ignore[arg-type]
+    """The settings of a model as plain values, ready for JSON and for its constructor; a usual cap is left out."""
+    found = {f.name: getattr(model, f.name) for f in fields(model) if f.init}  # type: ignore[arg-type]
+    return {name: value for name, value in found.items() if (name, value) != ("most_rated", MOST_RATED)}
 
 
 def setting_text(model: _Model) -> str:

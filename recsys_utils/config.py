@@ -12,14 +12,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from recsys_utils.interfaces import InputError
+from recsys_utils.interfaces import MOST_RATED, InputError
 
+Cap = Annotated[int, Field(ge=10, le=MOST_RATED)]
 _PASSWORD = re.compile(r"://[^:/@\s]*:\S*@|password=", re.IGNORECASE)  # of a database URL
 
 
@@ -47,6 +50,7 @@ class _Section(BaseModel):
 
 class Dataset(_Section):
     name: str
+    share: float = Field(default=1.0, gt=0, le=1)
     archive: File = ""
     links: File = ""
     review: File = ""
@@ -85,6 +89,7 @@ class Ingest(_Section):
     item_folds: int = Field(ge=2)
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
+    panel: int = Field(ge=100)
     filter_top: int = Field(ge=1)
     filter_rating: float = Field(ge=1, le=10)
     filter_votes: int = Field(ge=1)
@@ -114,15 +119,25 @@ class KnnGrid(_Section):
     min_support: list[int]
 
 
-class ItemKnnGrid(_Section):
+class _Capped(_Section):
+    """A section that passes on what the file says: a usual cap stays unsaid."""
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
+
+
+class ItemKnnGrid(_Capped):
     k: list[int]
     shrink: list[float]
     binarise: list[Literal["any", "liked"]]
+    most_rated: list[Cap] = [MOST_RATED]
 
 
-class EaseGrid(_Section):
+class EaseGrid(_Capped):
     reg: list[float]
     binarise: list[Literal["any", "liked"]]
+    most_rated: list[Cap] = [MOST_RATED]
 
 
 class Grid(_Section):
@@ -165,21 +180,23 @@ class KnnSetting(_Section):
     min_support: int = Field(ge=1)
 
 
-class ItemKnnSetting(_Section):
+class ItemKnnSetting(_Capped):
     k: int = Field(ge=1)
     shrink: float = Field(ge=0)
     binarise: Literal["any", "liked"]
+    most_rated: Cap = MOST_RATED
 
 
-class EaseSetting(_Section):
+class EaseSetting(_Capped):
     reg: float = Field(gt=0)
     binarise: Literal["any", "liked"]
+    most_rated: Cap = MOST_RATED
 
 
 class Traits(_Section):
     n_factors: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     sweeps: int = Field(ge=1)
-    held_out: float = Field(gt=0, le=0.5)
+    held_out: float = Field(ge=0, le=0.5)
     left_out: int = Field(ge=100)
 
 

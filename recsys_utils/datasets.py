@@ -144,6 +144,10 @@ REGISTRY: dict[str, Dataset] = {
     "ml-25m": _published("ml-25m", {"official zip": movielens.ML_CSV}, md5="6b51fb2759a8657d3bfcbfc42b592ada"),
     "ml-32m": _published("ml-32m", {"official zip": movielens.ML_32M}),
 }
+_LARGE = synthetic.SCALE_25M
+REGISTRY["scale-25m"] = replace(
+    REGISTRY["smoke"], name="scale-25m", prefix=_LARGE.prefix, scale=Scale(_LARGE.step, 5), synthetic=_LARGE
+)
 
 
 def describe(name: str) -> Dataset:

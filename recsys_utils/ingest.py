@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic, tmdb
+from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic
 from recsys_utils.archives import UNREADABLE, folders_with
 from recsys_utils.catalogue import Catalogue, Facts, Source
 from recsys_utils.config import BUILT_IN
@@ -70,11 +70,13 @@ def build(
     review: Path | None = None,
     merge_doubles: bool = False,
     interim: Path | None = None,
+    share: float = 1.0,
 ) -> Tables:
     """Read or generate the tables.
 
     Parameters
     ----------
+    share : of generated data, the part of users and ratings to make (see ``synthetic.Size.part``); else 1
     sources : who is asked about films, first come first served for each field of a film: ``BUILT_IN`` by name,
         and files of TMDB, The Movies Dataset or IMDb (see ``providers``)
     interim : folder of caches, for sources that are asked over the network (data/interim)
@@ -93,9 +95,14 @@ def build(
     """
     dataset, archive = fetched.dataset, fetched.archive
     if dataset.synthetic is not None:
-        truth = synthetic.generate(dataset.synthetic)
-        return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth)
-    api = tmdb.Api(tmdb.token()) if "tmdb" in sources else None
+        truth = synthetic.generate(dataset.synthetic.part(share) if share < 1 else dataset.synthetic)
+        notes = [f"Generated at a share of {share:g}: {truth.size.users:,} users."] if share < 1 else []
+        return Tables(truth.ratings, catalogue.merge(truth.items), truth=truth, notes=tuple(notes))
+    if share < 1:
+        raise InputError(
+            f"dataset.share = {share:g}: {dataset.name} is not generated and comes whole; leave share out."
+        )
+    api = providers.TmdbApi(providers.tmdb_token()) if "tmdb" in sources else None
     if links is not None and archive is not None and "links" in archive.sources():
         raise InputError(f"{dataset.name} has its own links; leave dataset.links empty (got {links}).")
     if review is not None and (links is None or not dataset.own_ids):
@@ -107,7 +114,7 @@ def build(
         ratings, films = _ratings(fetched), _films(archive)
     if dataset.url and not dataset.own_ids:
         films["movie_id"] = films[ITEM]
-    notes: list[str] = []
+    notes = []
     if merge_doubles:
         ratings, films, done = merge(ratings, films)
         notes.append(done)
@@ -122,7 +129,9 @@ def build(
     read = providers.read([Path(name) for name in files], known if others is None else pd.concat([known, others]))
     outside = {name: read[Path(name)] for name in files}
     if api is not None:
-        told, said = tmdb.facts(known["tmdb_id"].dropna(), (interim or Path("data/interim")) / "tmdb.sqlite", api)
+        told, said = providers.tmdb_facts(
+            known["tmdb_id"].dropna(), (interim or Path("data/interim")) / "tmdb.sqlite", api
+        )
         outside["tmdb"] = [told]
         notes += said
     for name in sources:

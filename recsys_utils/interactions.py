@@ -97,8 +97,7 @@ class Interactions:
             raise InputError(f"Ratings have no column {', '.join(missing)}; found {', '.join(map(str, frame))}.")
         user_ids = np.asarray(natural_order(set(frame[USER])) if users is None else list(users), dtype=object)
         item_ids = np.asarray(natural_order(set(frame[ITEM])) if items is None else list(items), dtype=object)
-        user = pd.Index(user_ids).get_indexer(pd.Index(frame[USER].to_numpy(dtype=object)))
-        item = pd.Index(item_ids).get_indexer(pd.Index(frame[ITEM].to_numpy(dtype=object)))
+        user, item = _places(user_ids, frame[USER]), _places(item_ids, frame[ITEM])
         for name, index in ((USER, user), (ITEM, item)):
             if (index < 0).any():
                 bad = frame[name].to_numpy()[index < 0]
@@ -111,10 +110,11 @@ class Interactions:
                 f"These lie outside the scale {scale.lo:g}-{scale.hi:g}: {counted(int(off.sum()), 'rating')}; "
                 f"the first is {rating[row]:g} by {frame[USER].iloc[row]!r} for {frame[ITEM].iloc[row]!r}."
             )
-        if pd.DataFrame({"u": user, "i": item}).duplicated().any():
+        pairs = np.sort(user.astype(np.int64) * len(item_ids) + item)
+        if (pairs[1:] == pairs[:-1]).any():
             raise InputError("Some user rated the same item twice; keep one rating per pair (say, the latest).")
         stamp = frame[TIMESTAMP].to_numpy(dtype=np.int64) if TIMESTAMP in frame else np.zeros(len(frame), np.int64)
-        return cls(user_ids, item_ids, user.astype(np.int32), item.astype(np.int32), rating, stamp, scale)
+        return cls(user_ids, item_ids, user, item, rating, stamp, scale)
 
     def __len__(self) -> int:
         return len(self.rating)
@@ -159,6 +159,13 @@ class Interactions:
         return pd.DataFrame(
             {USER: self.users[self.user], ITEM: self.items[self.item], RATING: self.rating, TIMESTAMP: self.timestamp}
         )
+
+
+def _places(ids: NDArray[np.object_], column: pd.Series) -> NDArray[np.int32]:
+    """(N,) places of a column's values among the ids, -1 for an unknown one; each distinct value is looked up once."""
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    found: NDArray[np.int32] = pd.Index(ids).get_indexer(pd.Index(values, dtype=object)).astype(np.int32)[codes]
+    return found
 
 
 def read_interactions(folder: Path) -> Interactions:
@@ -240,7 +247,8 @@ def describe(data: Interactions, noun: str = "film") -> dict[str, float]:
     data = data.where(data.timestamp > 0)  # a store may hold ratings without a date
     if len(data):
         visits = pd.Series(sessions(data)).groupby(data.user).max() + 1
-        span = pd.Series(data.timestamp).groupby(data.user).agg(lambda t: t.max() - t.min())
+        times = pd.Series(data.timestamp).groupby(data.user)
+        span = times.max() - times.min()
         same = pd.DataFrame({"u": data.user, "t": data.timestamp}).duplicated(keep=False)
         facts |= {
             "days covered": float((data.timestamp.max() - data.timestamp.min()) / DAY),

@@ -119,6 +119,27 @@ def make_splits(
     return splits, users, folds
 
 
+def draw_panel(users: NDArray[np.object_], size: int, *, seed: int) -> Mask:
+    """(U,) bool: the users a study looks at, all of them or ``size`` drawn by a seeded hash of their ids.
+
+    >>> draw_panel(np.array(["a", "b", "c"], dtype=object), 2, seed=1).sum()
+    np.int64(2)
+    """
+    mask = np.zeros(len(users), np.bool_)
+    mask[np.argsort(seeded_hash(users, seed), kind="stable")[:size]] = True
+    return mask
+
+
+def in_order(user: NDArray[np.int32], place: NDArray[np.int32]) -> bool:
+    """Whether the places (N,) of each user's ratings are 0, 1, 2 and so on, each once."""
+    counts = np.bincount(user)
+    starts, taken = np.cumsum(counts) - counts, np.zeros(len(user), np.bool_)
+    if ((place < 0) | (place >= counts[user])).any():
+        return False
+    taken[starts[user] + place] = True
+    return bool(taken.all())
+
+
 # ---- guards
 
 

@@ -20,6 +20,7 @@ from recsys_utils.significance import MARGIN, Estimate
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
 METRIC_KEY = METRIC_COLUMNS[:6]
+PANEL = "panel"  # folder of 01_ingest: the ratings and splits of the users a large data set is studied on
 Confidence = Literal["high", "medium", "low", "undecided"]
 
 
@@ -69,9 +70,15 @@ class Stage:
     def rng(self, *names: str | int) -> np.random.Generator:
         return child_rng(self.root_seed, self.name, *names)
 
-    def path(self, stage: str, file: str) -> Path:
-        """A file an earlier stage wrote; says which command makes it when it is absent."""
+    def path(self, stage: str, file: str, *, everyone: bool = False) -> Path:
+        """A file an earlier stage wrote; says which command makes it when it is absent.
+
+        Of a large data set 01_ingest draws a panel of users; what it wrote of them is read unless ``everyone`` is.
+        """
         found = self.workspace / stage / file
+        panel = self.workspace / stage / PANEL / file
+        if panel.exists() and not everyone:
+            return panel
         if not found.exists():
             run = self.workspace.name
             raise InputError(
@@ -80,8 +87,8 @@ class Stage:
             )
         return found
 
-    def read(self, stage: str, file: str) -> pd.DataFrame:
-        path = self.path(stage, file)
+    def read(self, stage: str, file: str, *, everyone: bool = False) -> pd.DataFrame:
+        path = self.path(stage, file, everyone=everyone)
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
@@ -108,15 +115,15 @@ class Stage:
         fields = ("genres",) if what == "genres" else FIELDS
         return any(items[field].map(len).any() for field in fields)
 
-    def interactions(self) -> Interactions:
-        return read_interactions(self.path("01_ingest", "interactions.parquet").parent)
+    def interactions(self, *, everyone: bool = False) -> Interactions:
+        return read_interactions(self.path("01_ingest", "interactions.parquet", everyone=everyone).parent)
 
     def items(self) -> pd.DataFrame:
         return self.read("01_ingest", "items.parquet")
 
-    def splits(self) -> pd.DataFrame:
+    def splits(self, *, everyone: bool = False) -> pd.DataFrame:
         """One row a rating, aligned with :meth:`interactions`; the columns are documented in ``protocols``."""
-        return self.read("01_ingest", "splits.parquet")
+        return self.read("01_ingest", "splits.parquet", everyone=everyone)
 
     # ---- what goes out
 
@@ -129,6 +136,7 @@ class Stage:
         path = self.file(name)
         if path is None:
             return
+        path.parent.mkdir(exist_ok=True)
         if path.suffix == ".json":
             path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         elif isinstance(value, pd.DataFrame):

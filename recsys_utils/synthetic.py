@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from numba import njit
 from numpy.typing import NDArray
 
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, child_rng
@@ -17,6 +18,10 @@ def _words(text: str) -> list[str]:
 
 
 _BLOCK = 1024  # users drawn at a time: bounds the dense (users, items) block of the selection step
+_PAIRS = 2**22  # ratings whose expectation is computed at a time
+_PEOPLE = (
+    300  # directors, actors and writers at most, each: their long tail is drawn from a dense (films, people) block
+)
 _GENRES = _words("Action Adventure Animation Children's Comedy Crime Drama Fantasy Film-Noir Horror Romance Sci-Fi")
 _ADJECTIVES = _words("Quiet Broken Silver Distant Burning Hidden Last Crimson Empty Golden Restless Frozen Lonely Wild")
 _NOUNS = _words("Harbour Garden Signal Winter Mirror Orchard Empire Letter Bridge Station Island Promise Engine River")
@@ -42,6 +47,11 @@ class Size:
     taste : standard deviation of the taste part of a rating, in rating points
     noise : standard deviation of the noise added before rounding, in rating points
     seed : the data set is a constant: its seed is part of its name, not of the run
+    mean, step : of the ratings, in rating points; they lie on step, 2 step, ... 5
+    fame, quality : rating points a film gains with a unit of appeal; standard deviation of its bias beside that
+    activity : standard deviation of the log of what a user rates beyond the minimum
+    published : popularity as in MovieLens 25M, every film rated, the total exact; costs a step a rating
+    prefix : of the user ids
     """
 
     users: int = 200
@@ -53,9 +63,35 @@ class Size:
     taste: float = 1.0
     noise: float = 0.4
     seed: int = 1997
+    mean: float = 3.1
+    step: float = 1.0
+    fame: float = 0.25
+    quality: float = 0.2
+    activity: float = 1.0
+    published: bool = False
+    prefix: str = "smoke_"
+
+    def part(self, share: float) -> Self:
+        """The same data at a share of the users and ratings, and its square root of the films.
+
+        >>> SCALE_25M.part(0.01).users, SCALE_25M.part(0.01).items
+        (1625, 5905)
+        """
+        users, ratings = round(self.users * share), round(self.ratings * share)
+        return replace(self, users=users, items=round(self.items * share**0.5), ratings=ratings)
+
+    @property
+    def error(self) -> float:
+        """RMSE of someone who knows the truth: the noise, and what rounding adds, ``step^2 / 12`` in variance."""
+        return float(np.hypot(self.noise, self.step / np.sqrt(12)))
 
 
 SMOKE = Size()
+SCALE_25M = Size(
+    users=162_541, items=59_047, ratings=25_000_095, factors=2, content_share=0.3, taste=0.5, noise=0.75, mean=3.0,
+    step=0.5, fame=0.1, quality=0.35, activity=1.35, published=True, prefix="gen_",
+)  # fmt: skip
+"""MovieLens 25M as published in counts of users, films and ratings, and like it in their distribution."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +116,27 @@ class Synthetic:
     item_factors: NDArray[np.float64]
     appeal: NDArray[np.float64]
     size: Size
-    mean: float = 3.1
 
     def expected(self) -> NDArray[np.float64]:
         """(U, I) rating before noise, rounding and clipping: ``mean + b_u + b_i + p_u . q_i``."""
-        bias = self.mean + self.user_bias[:, None] + self.item_bias
+        bias = self.size.mean + self.user_bias[:, None] + self.item_bias
         return np.asarray(bias + self.user_factors @ self.item_factors.T, dtype=np.float64)
+
+    def expected_at(self, user: NDArray[np.int_], item: NDArray[np.int_]) -> NDArray[np.float64]:
+        """(N,) the same for pairs of user and film."""
+        found = self.size.mean + self.user_bias[user] + self.item_bias[item]
+        for start in range(0, len(user), _PAIRS):
+            u, i = user[start : start + _PAIRS], item[start : start + _PAIRS]
+            found[start : start + _PAIRS] += (self.user_factors[u] * self.item_factors[i]).sum(axis=1)
+        return np.asarray(found)
 
     def truth(self) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
         """What a stage compares its estimates with: a table per user, a table per film, the parameters."""
-        users = pd.DataFrame(
-            {USER: _user_ids(self.size.users), "bias": self.user_bias, "factors": list(self.user_factors)}
-        )
+        users = pd.DataFrame({USER: _user_ids(self.size), "bias": self.user_bias, "factors": list(self.user_factors)})
         items = pd.DataFrame(
             {ITEM: self.items[ITEM], "bias": self.item_bias, "appeal": self.appeal, "factors": list(self.item_factors)}
         )
-        return users, items, {"mean": self.mean, **asdict(self.size)}
+        return users, items, asdict(self.size) | {"error": self.size.error}
 
 
 def generate(size: Size = SMOKE) -> Synthetic:
@@ -103,9 +144,9 @@ def generate(size: Size = SMOKE) -> Synthetic:
 
     A film's factors are the sum of what its genres, keywords, directors, actors and writers stand for
     (``content_share`` of the variance) and a part of its own. A rating is
-    ``mean + b_u + b_i + p_u . q_i + noise``, rounded and clipped to 1-5. Whether a film is seen depends on its appeal
-    (long-tailed) and on the user's taste for it, so unrated is not missing at random. Users come in sessions seconds
-    apart, and begin with films everybody knows.
+    ``mean + b_u + b_i + p_u . q_i + noise``, rounded and clipped to the scale. Whether a film is seen depends on its
+    appeal (long-tailed) and on the user's taste for it, so unrated is not missing at random. Users come in
+    sessions seconds apart, and begin with films everybody knows.
 
     Raises
     ------
@@ -125,29 +166,27 @@ def generate(size: Size = SMOKE) -> Synthetic:
     own = rng.standard_normal(content.shape)
     item_factors = np.sqrt(size.content_share) * content + np.sqrt(1 - size.content_share) * own
     user_factors = rng.standard_normal((size.users, size.factors)) * size.taste / np.sqrt(size.factors)
-    appeal = 0.8 * rng.standard_normal(size.items)
-    item_bias = 0.25 * appeal + 0.2 * rng.standard_normal(size.items)  # popular films are better liked
+    appeal = _published_appeal(size.items, rng) if size.published else 0.8 * rng.standard_normal(size.items)
+    # popular films are better liked
+    item_bias = size.fame * appeal + size.quality * rng.standard_normal(size.items)
     user_bias = 0.35 * rng.standard_normal(size.users)
 
-    seen_user, seen_item = _selection(size, appeal, user_factors, item_factors)
-    mean = 3.1
-    expected = mean + user_bias[seen_user] + item_bias[seen_item]
-    expected += (user_factors[seen_user] * item_factors[seen_item]).sum(axis=1)
-    noisy = expected + size.noise * child_rng(size.seed, "noise").standard_normal(len(expected))
-    ratings = pd.DataFrame(
-        {
-            USER: np.asarray(_user_ids(size.users), dtype=object)[seen_user],
-            ITEM: items[ITEM].to_numpy(dtype=object)[seen_item],
-            RATING: np.clip(np.rint(noisy), 1, 5).astype(np.float32),
-            TIMESTAMP: _times(size, seen_user, appeal[seen_item]),
-        }
-    )
-    ratings = ratings.sort_values(TIMESTAMP, kind="stable", ignore_index=True)
-    return Synthetic(ratings, items, user_bias, item_bias, user_factors, item_factors, appeal, size, mean)
+    select = _published_selection if size.published else _selection
+    seen_user, seen_item = select(size, appeal, user_factors, item_factors)
+    made = Synthetic(pd.DataFrame(), items, user_bias, item_bias, user_factors, item_factors, appeal, size)
+    rating = made.expected_at(seen_user, seen_item)
+    rating += size.noise * child_rng(size.seed, "noise").standard_normal(len(rating))
+    rating = size.step * np.clip(np.rint(rating / size.step), 1, round(5 / size.step))
+    stamp = _times(size, seen_user, appeal[seen_item])
+    order = np.argsort(stamp, kind="stable")
+    ids = {USER: (_user_ids(size), seen_user), ITEM: (items[ITEM], seen_item)}
+    columns = {name: pd.Series(known, dtype="str").array.take(place[order]) for name, (known, place) in ids.items()}
+    columns |= {RATING: rating[order].astype(np.float32), TIMESTAMP: stamp[order]}
+    return replace(made, ratings=pd.DataFrame(columns))
 
 
-def _user_ids(n: int) -> list[str]:
-    return [f"smoke_{i + 1}" for i in range(n)]
+def _user_ids(size: Size) -> list[str]:
+    return [f"{size.prefix}{i + 1}" for i in range(size.users)]
 
 
 def _films(size: Size) -> tuple[pd.DataFrame, NDArray[np.float64]]:
@@ -158,9 +197,9 @@ def _films(size: Size) -> tuple[pd.DataFrame, NDArray[np.float64]]:
     kinds = {
         "genres": (_GENRES, 2, 1.5),
         "keywords": (_THEMES, 3, 0.8),
-        "directors": ([f"Director {i + 1}" for i in range(max(6, n // 10))], 1, 1.2),
-        "actors": ([f"Actor {i + 1}" for i in range(max(12, n // 3))], 4, 0.4),
-        "writers": ([f"Writer {i + 1}" for i in range(max(8, n // 5))], 1, 0.4),
+        "directors": ([f"Director {i + 1}" for i in range(min(max(6, n // 10), _PEOPLE))], 1, 1.2),
+        "actors": ([f"Actor {i + 1}" for i in range(min(max(12, n // 3), _PEOPLE))], 4, 0.4),
+        "writers": ([f"Writer {i + 1}" for i in range(min(max(8, n // 5), _PEOPLE))], 1, 0.4),
     }
     columns: dict[str, list[list[str]]] = {}
     content = np.zeros((n, size.factors))
@@ -221,6 +260,42 @@ def _selection(
             users.append(np.full(counts[user], user))
             items.append(np.sort(order[row, : counts[user]]))
     return np.concatenate(users), np.concatenate(items)
+
+
+def _published_appeal(items: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(I,) log odds whose ranks fall like 1 / rank from a flat top, and faster in the tail, in random order."""
+    rank = rng.permutation(items)
+    appeal = -np.log(rank + items / 600) - 6.5 * rank / items
+    return np.asarray(appeal - appeal.mean())
+
+
+def _published_selection(
+    size: Size, appeal: NDArray[np.float64], user_factors: NDArray[np.float64], item_factors: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Like :func:`_selection` in time linear in the ratings; a first user for every film, and exactly ``ratings``."""
+    rng = child_rng(size.seed, "selection")
+    extra = rng.lognormal(sigma=size.activity, size=size.users)
+    extra *= (size.ratings - size.min_ratings * size.users) / extra.sum()
+    counts = size.min_ratings + np.minimum(extra, 0.5 * size.items).astype(np.int64)
+    counts += (size.ratings - counts.sum()) // size.users
+    counts[: size.ratings - counts.sum()] += 1
+    items = _draw(counts, np.cumsum(np.exp(appeal)), user_factors, item_factors, rng)
+    return np.repeat(np.arange(size.users), counts), items
+
+
+@njit(cache=True)
+def _draw(counts, edges, user_factors, item_factors, rng):  # type: ignore[no-untyped-def]
+    """Films without repetition per user, the odds those of ``edges`` times 1 / (1 + exp(-2 taste))."""
+    item, seen, place = np.empty(counts.sum(), np.int64), np.full(len(edges), -1), 0
+    for u in range(len(counts)):
+        end = place + counts[u]
+        for i in range(u, len(edges), len(counts)):
+            seen[i], item[place], place = u, i, place + 1
+        while place < end:
+            i = min(np.searchsorted(edges, rng.random() * edges[-1]), len(edges) - 1)
+            if seen[i] != u and rng.random() * (1 + np.exp(-2 * np.dot(user_factors[u], item_factors[i]))) < 1:
+                seen[i], item[place], place = u, i, place + 1
+    return item
 
 
 def _times(size: Size, user: NDArray[np.int64], appeal: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -311,7 +386,7 @@ def generate_world(world: World) -> pd.DataFrame:
     users, items, likes, days = (np.array(column) for column in zip(*rows, strict=True))
     return pd.DataFrame(
         {
-            USER: np.asarray(_user_ids(world.users), dtype=object)[users], ITEM: items.astype(str).astype(object),
+            USER: np.array([f"smoke_{u + 1}" for u in users], dtype=object), ITEM: items.astype(str).astype(object),
             RATING: np.where(likes, 5, 2).astype(np.float32), TIMESTAMP: _START + (86_400 * days).astype(np.int64),
             "arrival": _START + (86_400 * arrival[items]).astype(np.int64),
         }

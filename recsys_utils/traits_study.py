@@ -31,8 +31,8 @@ WATCHED = 1000  # users in whose lists the warning signs are looked for
 class OutOfFold:
     """Predictions for every rating by a model that was fitted without it.
 
-    table : a row a rating, aligned with the data: mean (not clipped), deviation, truncated (deviation without the
-        product and bias terms)
+    table : a row a predicted rating, in the order of the data: mean (not clipped), deviation, truncated (deviation
+        without the product and bias terms)
     models : the fitted model of each fold, in order of the folds
     trials : fold, n_factors, sweep, likelihood (nats a held-out rating)
     """
@@ -43,14 +43,17 @@ class OutOfFold:
 
 
 def out_of_fold(data: Interactions, fold: NDArray[np.int8], options: Sequence[LatentTraits], jobs: int) -> OutOfFold:
-    """rating-cv5: in each training part the option with the best held-out likelihood is chosen and fitted."""
-    folds = [int(f) for f in np.unique(fold)]
+    """rating-cv5: in each training part the option with the best held-out likelihood is chosen and fitted.
+
+    Ratings of a negative fold are in every training part and are not predicted.
+    """
+    folds = [int(f) for f in np.unique(fold) if f >= 0]
     table = pd.DataFrame(np.nan, index=range(len(data)), columns=["mean", "deviation", "truncated"])
     done = Parallel(n_jobs=jobs)(delayed(_one_fold)(data, fold == f, options) for f in folds)
     for f, (_, found, _) in zip(folds, done, strict=True):
         table.loc[fold == f] = found
     trials = pd.concat([trial.assign(fold=f) for f, (_, _, trial) in zip(folds, done, strict=True)], ignore_index=True)
-    return OutOfFold(table, [model for model, _, _ in done], trials)
+    return OutOfFold(table[fold >= 0].reset_index(drop=True), [model for model, _, _ in done], trials)
 
 
 def _one_fold(
@@ -65,8 +68,10 @@ def _one_fold(
 def chosen(train: Interactions, options: Sequence[LatentTraits]) -> tuple[LatentTraits, pd.DataFrame]:
     """The option and number of sweeps that predict held-out ratings best, fitted on all of ``train``; all trials.
 
-    The trials are a row a sweep: n_factors, sweep, likelihood.
+    The trials are a row a sweep: n_factors, sweep, likelihood. A single option that holds nothing out needs none.
     """
+    if [option.held_out for option in options] == [0]:
+        return replace(options[0]).fit(train), pd.DataFrame(columns=["n_factors", "sweep", "likelihood"])
     paths = [option.trial(train) for option in options]
     best = int(np.argmax([path.max() for path in paths]))
     model = replace(options[best], sweeps=int(paths[best].argmax()) + 1, held_out=0).fit(train)

@@ -17,9 +17,10 @@ from recsys_utils.collaborative import (
     nested_rating_error,
     parameters,
     predict_by_surprise,
+    setting_text,
     settings,
 )
-from recsys_utils.interactions import Interactions
+from recsys_utils.interactions import Interactions, item_counts
 from recsys_utils.interfaces import InputError, RatingPredictor, Recommender, Scale
 
 KNN_SETTINGS = [
@@ -293,7 +294,22 @@ class TestEase:
     def test_large_catalogue_is_refused_with_advice(self, ratings):
         many = np.array([f"i{n}" for n in range(15_001)], dtype=object)
         with pytest.raises(InputError, match=r"15,001 x 15,001 would need about 4 GB; at most 15,000.*ItemKNN"):
-            EASE().fit(replace(ratings, items=many))
+            EASE(most_rated=20_000).fit(replace(ratings, items=many))
+
+    @pytest.mark.parametrize("model", [EASE(most_rated=12), ItemKNN(k=5, most_rated=12)])
+    def test_a_capped_catalogue_compares_the_most_rated_items_only(self, ratings, model):
+        """It scores them as a catalogue of nothing else would; the others get 0, like items without a rating."""
+        counts = item_counts(ratings.user_item)
+        top = np.sort(np.lexsort((np.arange(30), -counts))[:12])
+        capped = replace(model).fit(ratings)
+        scores = capped.scores(ratings.user_item)
+        alone = ratings.where(np.isin(ratings.item, top))
+        np.testing.assert_allclose(scores[:, top], replace(model).fit(alone).scores(alone.user_item)[:, top], atol=1e-6)
+        assert not np.delete(scores, top, axis=1).any()
+        again = type(model).from_state(capped.state())
+        np.testing.assert_array_equal(again.scores(ratings.user_item), scores)
+        assert parameters(model)["most_rated"] == 12
+        assert "most_rated" not in setting_text(type(model)())
 
 
 class TestGrid:

@@ -34,6 +34,22 @@ SPLITS, USERS, FOLDS = protocols.make_splits(DATA, seed=11)
 ORDERS = ["time", "random_0"]
 
 
+def test_a_panel_is_drawn_by_id_and_seed_alone() -> None:
+    """Everybody where there are few; else so many, the same in whatever order the users stand."""
+    assert protocols.draw_panel(DATA.users, 60, seed=1).all()
+    drawn = set(DATA.users[protocols.draw_panel(DATA.users, 20, seed=1)])
+    assert len(drawn) == 20
+    assert set(DATA.users[::-1][protocols.draw_panel(DATA.users[::-1], 20, seed=1)]) == drawn
+    assert set(DATA.users[protocols.draw_panel(DATA.users, 20, seed=2)]) != drawn
+
+
+def test_places_in_order() -> None:
+    user = np.array([0, 1, 0, 1, 1], np.int32)
+    assert protocols.in_order(user, np.array([1, 0, 0, 2, 1], np.int32))
+    for wrong in ([1, 0, 1, 2, 1], [1, 0, 0, 3, 1], [-1, 0, 0, 2, 1]):
+        assert not protocols.in_order(user, np.array(wrong, np.int32))
+
+
 def pairs(matrix) -> set[tuple[int, int]]:
     return set(zip(*map(np.ndarray.tolist, matrix.nonzero()), strict=True))
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from recsys_utils.content import FIELDS
-from recsys_utils.stage import Stage
+from recsys_utils.interfaces import RATING
+from recsys_utils.stage import PANEL, Stage
 
 
 @pytest.mark.parametrize("what", ["time", "genres", "text"])
@@ -23,3 +24,22 @@ def test_says_what_the_data_have(tmp_path: Path, what: str, present: bool) -> No
         films |= {"genres": [[], ["Drama"]]} if what == "genres" else {"overview": ["", "A heist."]}
     pd.DataFrame({"item_id": ["1", "2"]} | films).to_parquet(folder / "items.parquet")
     assert Stage("02_content_tfidf", workspace=str(tmp_path)).has(what) is present  # type: ignore[arg-type]
+
+
+def test_later_stages_read_the_panel_unless_they_ask_for_everyone(tmp_path: Path) -> None:
+    """01_ingest leaves the drawn users in a folder of their own; what is not there is everybody's."""
+    rows = pd.DataFrame({"user_id": ["a", "b"], "item_id": "x", RATING: [1.0, 5.0], "timestamp": 0})
+    films = pd.DataFrame({"item_id": ["x"]})
+    for name, part in (("", rows), (PANEL, rows[1:])):
+        folder = tmp_path / "01_ingest" / name
+        folder.mkdir(parents=True)
+        (folder / "meta.json").write_text(json.dumps({"scale": {"lo": 1, "hi": 5}}))
+        for file, table in (("interactions", part), ("users", part[["user_id"]]), ("items", films), ("splits", part)):
+            table.to_parquet(folder / f"{file}.parquet")
+    films.to_parquet(tmp_path / "01_ingest" / "item_folds.parquet")
+    stage = Stage("03_cf_grid_search", workspace=str(tmp_path))
+    assert stage.interactions().users.tolist() == stage.read("01_ingest", "users.parquet")["user_id"].tolist() == ["b"]
+    assert stage.interactions(everyone=True).users.tolist() == ["a", "b"]
+    assert len(stage.splits()) == 1
+    assert len(stage.splits(everyone=True)) == 2
+    assert len(stage.read("01_ingest", "item_folds.parquet")) == 1

@@ -12,7 +12,7 @@ from surprise.model_selection import cross_validate
 from recsys_utils import catalogue, datasets
 from recsys_utils.interactions import Interactions, item_counts, sessions
 from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.synthetic import SMOKE, Size, Synthetic, generate
+from recsys_utils.synthetic import SCALE_25M, SMOKE, Size, Synthetic, generate
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,25 @@ def test_noise_is_the_planted_noise(data: Synthetic, ratings: Interactions) -> N
     residual = (ratings.rating - expected)[inside]
     assert residual.std() == pytest.approx(np.sqrt(SMOKE.noise**2 + 1 / 12), rel=0.05)
     assert abs(residual.mean()) < 3 * residual.std() / np.sqrt(inside.sum()) + 0.02
+
+
+def test_large_data_have_the_published_shape_and_the_planted_noise() -> None:
+    """Exact counts; half the ratings on a twentieth of the films; residuals have the planted deviation inside."""
+    size = SCALE_25M.part(0.002)
+    data = generate(size)
+    ratings = Interactions.from_frame(data.ratings, scale=Scale(0.5, 5), items=data.items["item_id"].tolist())
+    assert (len(ratings), *ratings.shape) == (50_000, 325, 2641) == (size.ratings, size.users, size.items)
+    assert set(data.ratings["rating"]) <= {step / 2 for step in range(1, 11)}
+    per_item, per_user = np.sort(item_counts(ratings.user_item))[::-1], np.bincount(ratings.user)
+    assert per_item.min() >= 1  # every film is rated, as in the published set
+    assert per_user.min() >= size.min_ratings
+    assert np.median(per_user) < per_user.mean() < per_user.max() / 5
+    assert per_item[: size.items // 10].sum() > len(ratings) / 2
+    expected = data.expected_at(ratings.user, ratings.item)
+    np.testing.assert_allclose(expected[:99], data.expected()[ratings.user[:99], ratings.item[:99]])
+    inside = (expected > 2) & (expected < 3.5)
+    assert (ratings.rating - expected)[inside].std() == pytest.approx(size.error, rel=0.03)
+    pd.testing.assert_frame_equal(generate(size).ratings, data.ratings)
 
 
 def test_taste_has_the_planted_size(data: Synthetic) -> None:
