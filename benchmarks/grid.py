@@ -1,41 +1,35 @@
-"""The grid searches of fast_grid beside Surprise's GridSearchCV, in one run on the same folds.
+"""The SVD grid of fast_grid (24 settings x 3 folds) beside Surprise's GridSearchCV on the same folds.
 
-    python benchmarks/grid.py [--jobs 1 2] [--folds 3] [--json FILE]
-
-Reads the ratings that ingest left in data/processed/ml-100k. Surprise runs twice: as its users run it, with each fold's
-rows in random order (its KFold shuffles them), and with rows sorted by user and item, which makes it faster by itself.
-It tries every setting, or, for KNN, whose whole grid takes it a quarter of an hour, one setting of each similarity,
-scaled up.
+Surprise runs twice: with rows sorted by user and item, from which it starts with the values that fast_grid repeats, and
+with shuffled rows, as its own KFold leaves them, which costs it more. By default it tries one pair of lr and reg for
+each number of factors and epochs, which is what its time depends on, and its time is scaled up.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import resource
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import surprise
 from surprise.model_selection import GridSearchCV
 
+from benchmarks.generated import movielens_like
+from benchmarks.measure import Check, Contender, Row, compare
 from recsys_utils import fast_grid
 from recsys_utils.collaborative import KNN, SVD, RatingModel, predict_by_surprise, settings, surprise_trainset
-from recsys_utils.interactions import Interactions
-from recsys_utils.stage import Stage
+from recsys_utils.interactions import Interactions, read_interactions
+from recsys_utils.stage import project_root
 
-SVD_GRID = {"n_factors": [50, 100, 150], "n_epochs": [20, 30], "lr": [0.005, 0.01], "reg": [0.02, 0.1]}
-KNN_GRID = {
-    "kind": ["KNNWithMeans", "KNNBaseline"], "similarity": ["pearson_baseline", "msd", "cosine"],
-    "user_based": [True, False], "k": [20, 40, 80], "min_support": [1, 3, 5],
-}  # fmt: skip
+GRID = {"n_factors": [50, 100, 150], "n_epochs": [20, 30], "lr": [0.005, 0.01], "reg": [0.02, 0.1]}
+SHAPE = (943, 1682, 100_000)  # users, films, ratings of MovieLens 100K
+DOUBLINGS = 4
+LIMIT = 1e-6  # rating points between predictions
+CLOSE = 0.005  # rating points between the best errors from other start values
+Verdict = tuple[bool, str]
 
 
 class Folds:
@@ -59,9 +53,19 @@ class Folds:
             yield data.construct_trainset(raw), list(rows)
 
 
+def by_fast_grid(
+    pairs: Sequence[fast_grid.Pair], options: Sequence[RatingModel], jobs: int
+) -> Generator[None, None, np.ndarray]:
+    """Mean RMSE of each option; the kernels are compiled before the clock starts."""
+    small = pairs[0][0].where(np.arange(len(pairs[0][0])) < 200)
+    fast_grid.errors([(small, small)], [replace(o, n_epochs=1) if isinstance(o, SVD) else o for o in options])
+    yield
+    return fast_grid.errors(pairs, options, jobs=jobs)[..., 0].mean(axis=0)
+
+
 def by_surprise(
     pairs: Sequence[fast_grid.Pair], options: Sequence[RatingModel], jobs: int, shuffled: bool
-) -> np.ndarray:
+) -> Generator[None, None, np.ndarray]:
     """Mean RMSE of each option by GridSearchCV, which joblib spreads over settings and folds."""
     lists: dict[str, list[Any]] = {}
     for option in options:
@@ -78,104 +82,96 @@ def by_surprise(
     )
     scale = (pairs[0][0].scale.lo, pairs[0][0].scale.hi)
     none = pd.DataFrame({"user": [0], "item": [0], "rating": [scale[0]]})
-    search.fit(surprise.Dataset.load_from_df(none, surprise.Reader(rating_scale=scale)))
-    asked = [option.arguments() for option in options]
-    found = dict(
-        zip(map(repr, map(_sorted, search.cv_results["params"])), search.cv_results["mean_test_rmse"], strict=True)
-    )
-    return np.array([found[repr(_sorted(arguments))] for arguments in asked])
+    data = surprise.Dataset.load_from_df(none, surprise.Reader(rating_scale=scale))
+    yield
+    search.fit(data)
+    results = search.cv_results
+    found = {repr(_sorted(p)): e for p, e in zip(results["params"], results["mean_test_rmse"], strict=True)}
+    return np.array([found[repr(_sorted(option.arguments()))] for option in options])
 
 
 def _sorted(arguments: dict[str, Any]) -> list[Any]:
     return sorted((k, sorted(v.items()) if isinstance(v, dict) else v) for k, v in arguments.items())
 
 
-def measured(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float, float]:
-    """What ``work`` returns; wall seconds; CPU seconds with children's; peak MB of the process tree above the start."""
-    tree, peak, done = psutil.Process(), [0], threading.Event()
-
-    def memory() -> int:
-        total = 0
-        for process in (tree, *tree.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-        return total
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], memory())
-
-    before, watcher = memory(), threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    start, used = time.perf_counter(), _cpu()
-    value = work()
-    seconds, cpu = time.perf_counter() - start, _cpu() - used
-    done.set()
-    watcher.join()
-    return value, seconds, cpu, max(0, peak[0] - before) / 1e6
+def agreement(pair: fast_grid.Pair, tried: Sequence[RatingModel], ours: np.ndarray, theirs: np.ndarray) -> Verdict:
+    """Whether the errors of the settings both tried, the best of them and its predictions on a fold are the same."""
+    best = tried[int(ours.argmin())]
+    apart = float(np.abs(ours - theirs).max())
+    gap = float(np.abs(fast_grid.predictions(*pair, [best])[0] - predict_by_surprise(*pair, best)).max())
+    same = bool(ours.argmin() == theirs.argmin())
+    return max(gap, apart) <= LIMIT and same, (
+        f"{'same' if same else 'another'} best of {len(tried)} settings; their mean RMSE differ by {apart:.0e}, "
+        f"predictions of the best by {gap:.0e} (limit {LIMIT:.0e})"
+    )
 
 
-def _cpu() -> float:
-    """CPU seconds of this process and of the workers that have ended or still run."""
-    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    alive = [p.cpu_times() for p in psutil.Process().children(recursive=True)]
-    return sum(u.ru_utime + u.ru_stime for u in own) + sum(t.user + t.system for t in alive)
+def started_elsewhere(tried: Sequence[RatingModel], ours: np.ndarray, theirs: np.ndarray) -> Verdict:
+    """Of SVD on shuffled rows, whose start values are others: whether the best setting is the same, its error close."""
+    gap = float(abs(ours.min() - theirs.min()))
+    same = bool(ours.argmin() == theirs.argmin())
+    return gap <= CLOSE and same, (
+        f"{'same' if same else 'another'} best of {len(tried)} settings; other start values: its mean RMSE differs by "
+        f"{gap:.0e} (limit {CLOSE:.0e})"
+    )
 
 
-def run(data: Interactions, *, folds: int = 3, jobs: int = 1, seed: int = 1) -> list[dict[str, Any]]:
-    """A row a grid and order of Surprise's rows: seconds and CPU seconds of both, ratios, peak MB, agreement.
+def ratings(share: float) -> Interactions:
+    """A share of the users of MovieLens 100K, where a run has ingested it; else of generated users of its shape."""
+    folder = project_root() / "data/processed/ml-100k/01_ingest"
+    data = read_interactions(folder) if folder.is_dir() else movielens_like(*SHAPE)
+    return data.where(data.user < round(share * data.shape[0]))
 
-    Parameters
-    ----------
-    jobs : processes of either
-    seed : of the folds
 
-    ``largest_rmse_difference`` is over the settings Surprise tried (with shuffled rows its SVD starts elsewhere),
-    ``largest_prediction_difference`` over one fold of the best setting, same rows, in rating points. The kernels are
-    compiled before the clock starts.
+def sizes(doublings: int = DOUBLINGS) -> list[float]:
     """
-    pairs = fast_grid.shuffled_folds(data, folds, seed)
+    >>> sizes(2)
+    [0.25, 0.5, 1.0]
+    """
+    return [2.0**-step for step in range(doublings, -1, -1)]
+
+
+def run(*, full: bool = False, shares: Sequence[float] | None = None, folds: int = 3) -> list[Row]:
+    """Rows of the SVD grid: one job at every size, Surprise with shuffled rows at the largest.
+
+    With ``full`` Surprise tries every setting, and the largest size is searched with two jobs as well.
+    """
+    options: list[RatingModel] = list(settings(SVD, GRID))
+    tried = options if full else [o for o in options if (o.lr, o.reg) == (GRID["lr"][0], GRID["reg"][0])]
+    shares = sizes() if shares is None else shares
     rows = []
-    for name, options in (("svd", settings(SVD, SVD_GRID)), ("knn", settings(KNN, KNN_GRID))):
-        tried: list[RatingModel] = list(options)
-        if name == "knn":
-            tried = [o for o in options if (o.kind, o.k, o.min_support) == ("KNNBaseline", 40, 3)]
-        fast_grid.errors(pairs, [options[0], options[-1]], jobs=jobs)
-        ours, seconds, cpu, mb = measured(lambda o=options: fast_grid.errors(pairs, o, jobs=jobs)[..., 0].mean(axis=0))
-        share = len(options) / len(tried)
-        same = np.array([ours[options.index(option)] for option in tried])
-        best = tried[int(same.argmin())]
-        gap = np.abs(fast_grid.predictions(*pairs[0], [best])[0] - predict_by_surprise(*pairs[0], best)).max()
-        for shuffled in (True, False):
-            found, *cost = measured(lambda o=tried, s=shuffled: by_surprise(pairs, o, jobs, s))
-            rows.append(
-                {
-                    "grid": name, "settings": len(options), "tried_by_surprise": len(tried), "folds": folds,
-                    "jobs": jobs, "surprise_rows": "shuffled" if shuffled else "sorted",
-                    "seconds": seconds, "surprise_seconds": share * cost[0], "ratio": share * cost[0] / seconds,
-                    "cpu_seconds": cpu, "surprise_cpu_seconds": share * cost[1], "cpu_ratio": share * cost[1] / cpu,
-                    "peak_mb": mb, "surprise_peak_mb": cost[2],
-                    "best_setting_equal": bool(same.argmin() == found.argmin()),
-                    "largest_rmse_difference": float(np.abs(same - found).max()),
-                    "largest_prediction_difference": float(gap),
-                }
-            )  # fmt: skip
+    for share in shares:
+        orders = (False, True) if share == shares[-1] else (False,)
+        for jobs in (1, 2) if full and share == shares[-1] else (1,):
+            rows += grid_rows("grid", "SVD", ratings(share), options, tried, folds, jobs=jobs, orders=orders)
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    data = Stage("03_cf_grid_search", workspace="data/processed/ml-100k").interactions()
-    rows = [row for jobs in arguments.jobs for row in run(data, folds=arguments.folds, jobs=jobs)]
-    for row in rows:
-        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+def grid_rows(
+    benchmark: str, model: str, data: Interactions, options: list[RatingModel], tried: list[RatingModel], folds: int,
+    *, jobs: int = 1, orders: Sequence[bool] = (False,),
+) -> list[Row]:  # fmt: skip
+    """Rows of one grid at one size; ``orders`` says for each run of Surprise whether its rows are shuffled."""
+    pairs = fast_grid.shuffled_folds(data, folds, 1)
+    both = [options.index(option) for option in tried]
 
+    def check(shuffled: bool) -> Check:
+        judge = partial(started_elsewhere, tried) if shuffled else partial(agreement, pairs[0], tried)
+        return lambda ours, theirs: judge(ours[both], theirs)
 
-if __name__ == "__main__":
-    main()
+    return compare(
+        {
+            "benchmark": benchmark, "size": len(data), "unit": "ratings",
+            "task": f"{model}: {len(options)} settings x {folds} folds, {jobs} job{'s' * (jobs > 1)}",
+        },
+        [
+            Contender("fast_grid.errors", by_fast_grid, (pairs, options, jobs), jobs=jobs),
+            *(
+                Contender(
+                    f"Surprise GridSearchCV, {'shuffled' if shuffled else 'sorted'} rows", by_surprise,
+                    (pairs, tried, jobs, shuffled), share=len(tried) / len(options), check=check(shuffled), jobs=jobs,
+                )
+                for shuffled in orders
+            ),
+        ],
+    )  # fmt: skip

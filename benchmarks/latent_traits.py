@@ -1,24 +1,25 @@
-"""Seconds a sweep and peak memory of the latent trait model on generated ratings of growing size.
+"""V2, a sweep over generated ratings of growing size, beside an epoch of Surprise's SVD with as many factors.
 
-python benchmarks/latent_traits.py [--ratings N] [--sweeps N] [--factors K]
+Another model and another algorithm, so only time is compared; the noise that is found is shown beside the planted.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
-import time
-from dataclasses import replace
-from typing import Any
+from collections.abc import Generator, Sequence
 
 import numpy as np
+import surprise
 
+from benchmarks.measure import Contender, Row, compare
+from recsys_utils.collaborative import surprise_trainset
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale, child_rng
 from recsys_utils.latent_traits import LatentTraits
 
 NOISE = 0.8  # planted standard deviation
 FULL = (162_541, 59_047, 25_000_095)  # users, items, ratings of MovieLens 25M
+FACTORS, SWEEPS = 20, 3
+LARGEST_FOR_SURPRISE = 2_000_000  # its lists of Python objects take a hundred bytes a rating, twice
 
 
 def planted(ratings: int, seed: int = 0, traits: int = 8) -> Interactions:
@@ -49,45 +50,40 @@ def planted(ratings: int, seed: int = 0, traits: int = 8) -> Interactions:
     return Interactions(*names, user, item, rating, stamps, Scale(-10, 17))
 
 
-def run(seconds: float = 60.0, n_factors: int = 20, start: int = 100_000, sweeps: int = 3) -> list[dict[str, Any]]:
-    """A row a size, doubled until the next one would pass ``seconds``: seconds a sweep, peak MB, noise found."""
-    LatentTraits(n_factors=2, sweeps=1, held_out=0).fit(planted(2000))  # compiles
-    rows, begun, size = [], time.perf_counter(), start
-    while True:
-        rows.append(measure(planted(size), n_factors, sweeps))
-        spent = time.perf_counter() - begun
-        if spent * 3 > seconds or size >= FULL[2]:
-            return rows
-        size = min(2 * size, FULL[2])
-
-
-def measure(data: Interactions, n_factors: int, sweeps: int) -> dict[str, Any]:
-    model = LatentTraits(n_factors=n_factors, sweeps=sweeps, held_out=0)
+def by_traits(ratings: int) -> Generator[None, None, float]:
+    LatentTraits(n_factors=2, sweeps=1, held_out=0).fit(planted(2000))  # loads the compiled kernels
+    data = planted(ratings)
     data.user_item  # noqa: B018 - the matrix is the input, not the fit
-    begun = time.perf_counter()
-    replace(model, sweeps=1).fit(data)
-    first = time.perf_counter() - begun
-    begun = time.perf_counter()
-    model.fit(data)
-    whole = time.perf_counter() - begun
-    return {
-        "ratings": len(data), "users": data.shape[0], "items": data.shape[1], "factors": n_factors, "sweeps": sweeps,
-        "seconds_fit": round(whole, 2), "seconds_sweep": round((whole - first) / max(1, sweeps - 1), 3),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "noise_planted": NOISE, "noise_found": round(float(np.sqrt(model.noise)), 4),
-    }  # fmt: skip
+    yield
+    return float(np.sqrt(LatentTraits(n_factors=FACTORS, sweeps=SWEEPS, held_out=0).fit(data).noise))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ratings", type=int, default=0, help="one size instead of growing ones")
-    parser.add_argument("--sweeps", type=int, default=3)
-    parser.add_argument("--factors", type=int, default=20)
-    asked = parser.parse_args()
-    found = (
-        [measure(planted(asked.ratings), asked.factors, asked.sweeps)]
-        if asked.ratings
-        else run(n_factors=asked.factors, sweeps=asked.sweeps)
-    )
-    for row in found:
-        print(row)
+def by_surprise(ratings: int) -> Generator[None, None, None]:
+    train = surprise_trainset(planted(ratings))
+    yield
+    surprise.SVD(n_factors=FACTORS, n_epochs=SWEEPS, random_state=0).fit(train)
+
+
+def found_noise(noise: float) -> Row:
+    return {"compared": f"noise found {noise:.3f}, planted {NOISE}, after {SWEEPS} sweeps"}
+
+
+def run(*, full: bool = False, ratings: Sequence[int] | None = None) -> list[Row]:
+    """Rows from 100,000 to 1.6 million ratings, with ``full`` from 1/16 of MovieLens 25M to the whole."""
+    if ratings is None:
+        largest = FULL[2] if full else 1_600_000
+        ratings = [largest // 2**step for step in range(4, -1, -1)]
+    rows = []
+    for size in ratings:
+        peer = Contender(
+            f"Surprise SVD, an epoch of {FACTORS} factors", by_surprise, (size,), calls=SWEEPS,
+            note="another model: time alone is compared",
+        )  # fmt: skip
+        rows += compare(
+            {"benchmark": "latent_traits", "task": f"a sweep, {FACTORS} factors", "size": size, "unit": "ratings"},
+            [
+                Contender("LatentTraits.fit", by_traits, (size,), calls=SWEEPS, extra=found_noise),
+                *([peer] if size <= LARGEST_FOR_SURPRISE else []),
+            ],
+        )
+    return rows

@@ -1,77 +1,37 @@
-"""V1 against its peers: what a query costs, what opening and preparing cost, and how that grows with the ratings.
+"""V1 beside scipy's sparse products, numpy.corrcoef and Surprise's KNN: what preparing and a query of 35 ratings cost.
 
-    python -m benchmarks.neighbours [--largest SHARE]      from the project's folder
-
-The ratings are generated in MovieLens 25M's shape and parts of it; each measurement has a process of its own.
+The ratings are generated in MovieLens 25M's shape. Surprise's nearest design has to know its user, so one of the
+training users stands for the person who asks, and nothing is compared; it runs where its seven users x users matrices
+take a tenth of a gigabyte (at 25 million ratings it would be 211 GB for one alone).
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import surprise
-from numba import njit
 from scipy.sparse import csr_matrix
 
-from recsys_utils.interfaces import Scale
+from benchmarks.generated import ML_25M, SCALE, generate
+from benchmarks.measure import Contender, Row, compare
 from recsys_utils.neighbours import Neighbours
 
-ML_25M = (162_541, 59_047, 25_000_095)  # users, films, ratings as published
-SCALE = Scale(0.5, 5)
 PROFILE = 35  # ratings of a person who asks
 ASKED = 200  # people who ask
+COMPARED = 5  # people whose answers are compared
+LIMIT = 1e-6
+Shape = Sequence[int]
 
 
-@njit(cache=True)
-def _draw(counts, share, user_bias, item_bias, tastes, traits, rng):
-    """Films without repetition per user, odds by ``share``; codes 0-9 of half stars from a planted low-rank truth."""
-    total = counts.sum()
-    item, code = np.empty(total, np.int32), np.empty(total, np.uint8)
-    edges, stamp, e = np.cumsum(share), np.full(len(share), -1), 0
-    for u in range(len(counts)):
-        drawn = 0
-        while drawn < counts[u]:
-            i = min(np.searchsorted(edges, rng.random() * edges[-1]), len(share) - 1)
-            if stamp[i] == u:
-                continue
-            stamp[i] = u
-            truth = 3.5 + user_bias[u] + item_bias[i] + np.dot(tastes[u], traits[i]) + 0.7 * rng.standard_normal()
-            item[e], code[e] = i, min(max(round(2 * truth), 1), 10) - 1
-            e, drawn = e + 1, drawn + 1
-    return item, code
-
-
-def generate(users: int, items: int, ratings: int, seed: int = 25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """user, item, rating of MovieLens' shape: long-tailed popularity and activity, at least 20 ratings a user."""
-    rng = np.random.default_rng(seed)
-    extra = rng.lognormal(sigma=1.35, size=users)
-    counts = 20 + np.minimum(extra * (ratings - 20 * users) / extra.sum(), items // 4).astype(np.int64)
-    short = ratings - counts.sum()
-    counts += short // users
-    counts[: short % users] += 1
-    share = rng.permutation((np.arange(items) + 60.0) ** -1.35)
-    tastes, traits = (rng.standard_normal((n, 4)) * 0.35 for n in (users, items))
-    bias = 0.4 * rng.standard_normal(users), 0.5 * rng.standard_normal(items)
-    item, code = _draw(counts, share, *bias, tastes, traits, rng)
-    return np.repeat(np.arange(users, dtype=np.int32), counts), item, (code + 1) / np.float32(2)
-
-
-def write(folder: Path, shape: Sequence[int]) -> None:
+def write(folder: Path, shape: Shape) -> None:
     """ratings.parquet as ingest writes it, and profiles.npz: people outside it with 35 ratings each."""
     users, items, ratings = shape
     user, item, rating = generate(users + ASKED, items, ratings + ASKED * ratings // users)
@@ -102,84 +62,87 @@ def profiles(folder: Path, items: int) -> list[csr_matrix]:
     return made
 
 
-def memory_mb() -> tuple[float, float]:
-    """Anonymous memory and mapped file pages of this process."""
-    info = psutil.Process().memory_info()
-    return (info.rss - info.shared) / 1e6, info.shared / 1e6
+def store(folder: Path) -> Path:
+    return min(folder.glob("store*"))
 
 
-@contextmanager
-def watched(found: dict[str, float], name: str) -> Iterator[None]:
-    """Seconds, CPU seconds and the largest anonymous memory (every 10 ms) of what happens inside."""
-    peak, done = [memory_mb()[0]], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.01):
-            peak.append(memory_mb()[0])
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    started, cpu = time.perf_counter(), time.process_time()
-    yield
-    found |= {f"{name}_s": time.perf_counter() - started, f"{name}_cpu_s": time.process_time() - cpu}
-    done.set()
-    thread.join()
-    found[f"{name}_anonymous_mb"] = max(peak)
+def read(folder: Path, shape: Shape) -> csr_matrix:
+    """The ratings, users x films, as a person without V1 would read them."""
+    frame = pd.read_parquet(folder / "ratings.parquet")
+    place = [pd.Index(ids(kind, n)).get_indexer(frame[c])
+             for c, kind, n in (("user_id", "u", shape[0]), ("item_id", "i", shape[1]))]  # fmt: skip
+    return csr_matrix((frame["rating"], place), shape=shape[:2], dtype=np.float64)
 
 
-def ask(query: Callable[[Any], Any], asked: Sequence[Any]) -> dict[str, float]:
-    """Milliseconds a query, after one that is not counted."""
-    query(asked[0])
+def timed(query: Callable[[csr_matrix], Any], asked: Sequence[csr_matrix]) -> list[float]:
+    """Milliseconds of each query."""
     took = []
     for one in asked:
         started = time.perf_counter()
         query(one)
         took.append(1e3 * (time.perf_counter() - started))
-    p50, p99 = np.quantile(took, [0.5, 0.99])
-    anonymous, mapped = memory_mb()
-    return {"p50_ms": p50, "p99_ms": p99, "worst_ms": max(took), "anonymous_mb": anonymous, "mapped_mb": mapped}
+    return took
 
 
-# ---- the measurements, each in a process of its own
+# ---- contenders
 
 
-def prepare_neighbours(folder: Path, shape: Sequence[int]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def prepare_v1(folder: Path, shape: Shape) -> Generator[None, None, None]:
     few = pd.DataFrame({"user_id": ["u0"], "item_id": ["i0"], "rating": [3.0]})
-    few.to_parquet(folder / "few.parquet")
-    Neighbours().prepare(folder / "few.parquet", ["u0"], ["i0"], SCALE, folder / "few")  # loads the compiled kernels
-    with watched(found, "prepare"):
-        names = ids("u", shape[0]), ids("i", shape[1])
-        Neighbours().prepare(folder / "ratings.parquet", *names, SCALE, folder / "store")
-    return found
+    place = Path(tempfile.mkdtemp(dir=folder))
+    few.to_parquet(place / "few.parquet")
+    Neighbours().prepare(place / "few.parquet", ["u0"], ["i0"], SCALE, place / "few")  # loads the compiled kernels
+    target = folder / f"store{len(list(folder.glob('store*')))}"
+    yield
+    Neighbours().prepare(folder / "ratings.parquet", ids("u", shape[0]), ids("i", shape[1]), SCALE, target)
 
 
-def ask_neighbours(folder: Path, shape: Sequence[int]) -> dict[str, float]:
-    asked, found = profiles(folder, shape[1]), {}
-    found["empty_process_mb"] = memory_mb()[0]
-    started = time.perf_counter()
-    model = Neighbours.open(folder / "store")
-    found["open_ms"] = 1e3 * (time.perf_counter() - started)
-    return found | ask(model.predict, asked)
+def prepare_scipy(folder: Path, shape: Shape) -> Generator[None, None, None]:
+    yield
+    read(folder, shape).tocsc()
 
 
-def brute_force(folder: Path, shape: Sequence[int]) -> dict[str, float]:
-    """The same query by scipy's sparse products, and how far apart the answers are."""
-    found: dict[str, float] = {}
-    with watched(found, "prepare"):
-        frame = pd.read_parquet(folder / "ratings.parquet")
-        place = [pd.Index(ids(*pair)).get_indexer(frame[c]) for c, pair in
-                 (("user_id", ("u", shape[0])), ("item_id", ("i", shape[1])))]  # fmt: skip
-        by_user = csr_matrix((frame["rating"], place), shape=shape[:2], dtype=np.float64)
-        del frame, place
-        by_item = by_user.tocsc()
-        means = by_user.sum(axis=1).A1 / np.maximum(np.diff(by_user.indptr), 1)
+def prepare_surprise(folder: Path, shape: Shape) -> Generator[None, None, None]:
+    yield
+    fitted_surprise(folder)
+
+
+def fitted_surprise(folder: Path) -> surprise.KNNWithMeans:
+    options = {"name": "pearson", "user_based": True, "min_support": 5}
+    data = surprise.Dataset.load_from_df(
+        pd.read_parquet(folder / "ratings.parquet"), surprise.Reader(rating_scale=(0.5, 5))
+    )
+    return surprise.KNNWithMeans(k=50, min_k=3, sim_options=options, verbose=False).fit(data.build_full_trainset())
+
+
+def open_v1(folder: Path, shape: Shape) -> Generator[None, None, None]:
+    yield
+    Neighbours.open(store(folder))
+
+
+def ask_v1(folder: Path, shape: Shape) -> Generator[None, None, Row]:
+    asked, model = profiles(folder, shape[1]), Neighbours.open(store(folder))
+    model.predict(asked[0])
+    yield
+    took = timed(model.predict, asked)
+    near = [model.nearest(profile) for profile in asked[:COMPARED]]
+    return {
+        "ms": took,
+        "users": [n.user for n in near], "similarities": [n.similarity for n in near],
+        "predictions": [model.predict(profile)[0][0] for profile in asked[:COMPARED]],
+    }  # fmt: skip
+
+
+def ask_scipy(folder: Path, shape: Shape) -> Generator[None, None, Row]:
+    """Sums over common ratings as sparse products."""
+    by_user = read(folder, shape)
+    by_item = by_user.tocsc()
+    means = by_user.sum(axis=1).A1 / np.maximum(np.diff(by_user.indptr), 1)
 
     def query(profile: csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         part, x = by_item[:, profile.indices], profile.data.astype(np.float64)
-        rated = part.copy()
+        rated, squared = part.copy(), part.copy()
         rated.data = np.ones_like(rated.data)
-        squared = part.copy()
         squared.data **= 2
         n, sx, sxx, sy, sxy = rated @ np.ones(len(x)), rated @ x, rated @ x**2, part @ np.ones(len(x)), part @ x
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -197,18 +160,19 @@ def brute_force(folder: Path, shape: Sequence[int]) -> dict[str, float]:
         with np.errstate(invalid="ignore"):
             return best, np.where(counts >= 3, x.mean() + sums[0] / sums[1], np.nan)
 
-    asked, model = profiles(folder, shape[1]), Neighbours.open(folder / "store")
-    found |= ask(query, asked[:20])
-    for profile in asked[:5]:
-        best, predicted = query(profile)
-        found["same_neighbours"] = found.get("same_neighbours", 0) + np.array_equal(best, model.nearest(profile).user)
-        apart = np.nanmax(np.abs(predicted - model.predict(profile)[0][0]), initial=0)
-        found["largest_difference"] = max(found.get("largest_difference", 0.0), float(apart))
-    return found | corrcoef_agrees(by_user, asked[0], model)
+    asked = profiles(folder, shape[1])[:20]
+    query(asked[0])
+    yield
+    took = timed(query, asked)
+    found = [query(profile) for profile in asked[:COMPARED]]
+    return {"ms": took, "users": [f[0] for f in found], "predictions": [f[1] for f in found]}
 
 
-def corrcoef_agrees(by_user: csr_matrix, profile: csr_matrix, model: Neighbours) -> dict[str, float]:
+def ask_corrcoef(folder: Path, shape: Shape) -> Generator[None, None, Row]:
     """One profile against every user by numpy.corrcoef."""
+    by_user, profile = read(folder, shape), profiles(folder, shape[1])[0]
+    yield
+    started = time.perf_counter()
     part = by_user[:, profile.indices].tocsr()
     found = []
     for user in np.flatnonzero(np.diff(part.indptr) >= 5):
@@ -216,54 +180,75 @@ def corrcoef_agrees(by_user: csr_matrix, profile: csr_matrix, model: Neighbours)
         x, y = profile.data[part.indices[row]], part.data[row]
         if np.ptp(x) > 0 and np.ptp(y) > 0:
             found.append((-round(float(np.corrcoef(x, y)[0, 1]), 9), -len(y), int(user)))
-    best, nearest = sorted(found)[: model.k], model.nearest(profile)
+    best = sorted(found)[:50]
     return {
-        "same_as_corrcoef": float([u for _, _, u in best] == nearest.user.tolist()),
-        "similarity_apart": float(np.abs(-np.array([s for s, _, _ in best]) - nearest.similarity).max()),
-    }
+        "ms": [1e3 * (time.perf_counter() - started)],
+        "users": [np.array([u for _, _, u in best])], "similarities": [np.array([-s for s, _, _ in best])],
+    }  # fmt: skip
 
 
-def surprise_knn(folder: Path, shape: Sequence[int]) -> dict[str, float]:
-    """Surprise's nearest design, which has to know its user: one of the training users stands for the new profile."""
-    found: dict[str, float] = {}
-    frame = pd.read_parquet(folder / "ratings.parquet")
-    options = {"name": "pearson", "user_based": True, "min_support": 5}
-    model = surprise.KNNWithMeans(k=50, min_k=3, sim_options=options, verbose=False)
-    with watched(found, "prepare"):
-        data = surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=(0.5, 5)))
-        model.fit(data.build_full_trainset())
-    items = ids("i", shape[1])
-    return found | ask(lambda user: [model.predict(user, item) for item in items], ids("u", 5))
+def ask_surprise(folder: Path, shape: Shape) -> Generator[None, None, Row]:
+    model, items = fitted_surprise(folder), ids("i", shape[1])
+    yield
+    return {"ms": timed(lambda user: [model.predict(user, item) for item in items], ids("u", 3))}
 
 
-def run(shares: Sequence[float] = (1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)) -> list[dict[str, Any]]:
-    """A row per size and contender: users, films, ratings, prepare, open, quantiles of a query, memory, agreement.
+# ---- comparison
 
-    Surprise runs where its seven users x users matrices take at most half a gigabyte; more would take minutes.
-    """
-    rows: list[dict[str, Any]] = []
+
+def quantiles(answer: Row) -> Row:
+    p50, p99 = np.quantile(answer["ms"], [0.5, 0.99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "queries": len(answer["ms"])}
+
+
+def agree(ours: Row, theirs: Row) -> tuple[bool, str]:
+    n = len(theirs["users"])
+    same = sum(np.array_equal(a, b) for a, b in zip(ours["users"], theirs["users"], strict=False))
+    name = "predictions" if "predictions" in theirs else "similarities"
+    pairs = list(zip(ours[name], theirs[name], strict=False))
+    known = all(np.array_equal(np.isnan(a), np.isnan(b)) for a, b in pairs if len(a) == len(b))
+    gap = max(float(np.nanmax(np.abs(a - b), initial=0)) if len(a) == len(b) else np.inf for a, b in pairs)
+    return same == n and known and gap <= LIMIT, (
+        f"neighbours identical for {same} of {n} profiles; {name} differ by at most {gap:.0e} (limit {LIMIT:.0e})"
+    )
+
+
+def run(*, full: bool = False, shares: Sequence[float] | None = None) -> list[Row]:
+    """Rows of preparing, opening and asking, from 1/128 to 1/8 of MovieLens 25M; ``full``: from 1/16 to the whole."""
+    if shares is None:
+        shares = [2.0**step * (1 / 16 if full else 1 / 128) for step in range(5)]
+    rows = []
     for share in shares:
         shape = [round(size * share) for size in ML_25M]
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            size = dict(zip(("users", "films", "ratings"), shape, strict=True)) | {"profile": PROFILE}
-            size["load"] = round(psutil.getloadavg()[0], 1)
             write(folder, shape)
-            rows.append({"what": "neighbours"} | size | apart(prepare_neighbours, folder, shape)
-                        | apart(ask_neighbours, folder, shape))  # fmt: skip
-            rows.append({"what": "scipy, brute force"} | size | apart(brute_force, folder, shape))
-            if 7 * 8 * shape[0] ** 2 < 5e8:
-                rows.append({"what": "Surprise KNNWithMeans"} | size | apart(surprise_knn, folder, shape))
+            rows += sized(folder, shape)
     return rows
 
 
-def apart(measure: Callable[..., dict[str, float]], folder: Path, shape: Sequence[int]) -> dict[str, float]:
-    """The measurement in a new process, so that memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, folder, shape).result()
-
-
-if __name__ == "__main__":
-    largest = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
-    for row in run([s for s in (1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if s <= largest]):
-        print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}, default=float))
+def sized(folder: Path, shape: Shape) -> list[Row]:
+    about = {"benchmark": "neighbours", "size": shape[2], "unit": "ratings"}
+    where = (folder, shape)
+    small = 7 * 8 * shape[0] ** 2 < 1e8
+    known = "a training user asks: Surprise has to know its users"
+    surprise_s = [
+        [Contender("Surprise KNNWithMeans, fit", prepare_surprise, where)] if small else [],
+        [Contender("Surprise KNNWithMeans, predict", ask_surprise, where, calls=3, note=known, extra=quantiles)]
+        if small
+        else [],
+    ]
+    n = len(profiles(folder, shape[1]))
+    return [
+        *compare(about | {"task": "prepare from parquet"}, [
+            Contender("Neighbours.prepare", prepare_v1, where),
+            Contender("pandas + scipy: read, CSR, CSC", prepare_scipy, where), *surprise_s[0],
+        ]),
+        *compare(about | {"task": "open"}, [Contender("Neighbours.open", open_v1, where)]),
+        *compare(about | {"task": "predict all films from 35 ratings"}, [
+            Contender("Neighbours.predict", ask_v1, where, calls=n, extra=quantiles),
+            Contender("scipy, sparse products", ask_scipy, where, calls=20, check=agree, extra=quantiles),
+            Contender("numpy.corrcoef, a user at a time", ask_corrcoef, where, check=agree, extra=quantiles),
+            *surprise_s[1],
+        ]),
+    ]  # fmt: skip

@@ -25,6 +25,12 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+BENCHMARKS = "grid, knn, neighbours, ingest, evaluate, latent_traits, pipeline; default: all"
+RIGHT = {
+    "rank", "score", "predicted", "imdb", "year", "votes", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu",
+}  # fmt: skip
+
+
 def main() -> None:
     """Entry point: unusable input is one paragraph on stderr and exit status 2; Ctrl-C is status 130."""
     try:
@@ -48,9 +54,9 @@ def plan_from(
     root = project_root()
     parameters = config.load(params, settings, root=root)
     if "tmdb" in parameters.dataset.catalogue:
-        from recsys_utils import tmdb
+        from recsys_utils.providers import tmdb_token
 
-        tmdb.token()  # a run without one would fail after minutes of fetching
+        tmdb_token()  # a run without one would fail after minutes of fetching
     return Plan(
         root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
         parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
@@ -199,7 +205,7 @@ def _print_table(frame: pd.DataFrame) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in frame:
-        right = str(column).lower() in ("rank", "score", "predicted", "imdb", "year", "votes")
+        right = str(column).lower() in RIGHT
         table.add_column(str(column), justify="right" if right else "left")
     for row in frame.itertuples(index=False):
         cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
@@ -228,6 +234,23 @@ def compare(
         return
     _print_table(decisions.in_words(answers, run_a, run_b))
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME ...]", help=BENCHMARKS)] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="all of it, and a figure beside")] = None,
+    full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
+) -> None:
+    """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
+    from recsys_utils.stage import project_root
+
+    sys.path.insert(0, str(project_root()))
+    try:
+        from benchmarks import measure
+    except ModuleNotFoundError:
+        raise InputError(f"{project_root()} has no folder benchmarks/, which holds what is measured.") from None
+    measure.command(names or (), full=full, target=json_, show=_print_table)
 
 
 @app.command()

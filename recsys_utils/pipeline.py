@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys_utils.cluster import opened
-from recsys_utils.execute import start_job
+from recsys_utils.execute import Progress, start_job
 from recsys_utils.interfaces import InputError
-from recsys_utils.progress import Progress
 
 CHAIN: dict[str, tuple[str, ...]] = {
     "01_ingest": (),
@@ -306,12 +305,17 @@ class _Run:
         self.progress.wait(stage, reason)
         return False
 
+    def _measured(self) -> list[Path]:
+        """What `recsys bench --json` wrote for this run, bench.json in its workspace; else what is published."""
+        places = (self.plan.workspace, self.plan.root / "reports" / "published")
+        return next(filter(None, (sorted(folder.glob("bench.*")) for folder in places)), [])
+
     def _site_ingredients(self) -> dict[str, str]:
         plan = self.plan
         made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
         made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
         modules = imported_modules(["from recsys_utils import report"], plan.root / "recsys_utils")
-        return made | {plan.shown(module): _sha256(module) for module in modules}
+        return made | {plan.shown(file): _sha256(file) for file in [*modules, *self._measured()]}
 
     # run by doit in a thread of its own
     def execute(self, stage: str) -> bool:
@@ -322,6 +326,8 @@ class _Run:
         working = target.with_name(f".{target.name}.tmp")
         working.mkdir(parents=True)
         if stage == SITE:
+            for file in self._measured():
+                shutil.copyfile(file, working / file.name)
             job = {"workspace": str(plan.workspace), "site": str(working), "order": list(plan.needs)}
             _write_json(plan.workspace / "run.json", run_record(plan))
         else:

@@ -18,12 +18,15 @@ from typing import Any
 
 import pandas as pd
 
+from recsys_utils import speed
 from recsys_utils.decisions import compare, first_sentence, in_words
 from recsys_utils.interfaces import InputError
+from recsys_utils.significance import p_text
 from recsys_utils.stage import METRIC_COLUMNS, write_csv
 
 PUBLISHED_LIMIT = 4_000_000  # bytes
 DECISIONS = "11_decisions.csv"
+BENCH = "bench.json"  # what `recsys bench --json` wrote; its figure stands beside it
 BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
 MODELS = {
     "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
@@ -165,9 +168,11 @@ def index_page(
     if (noun := data.get("noun", "film")) != "film":
         parts += [f"Where the fixed text of a notebook speaks of *films*, it means the *{noun}s* of these data.\n"]
     parts += ["## Questions and answers\n", *(_card(finding) for finding in findings)]
-    parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order)]
+    measured = ["- [Speed and memory](pages/speed)"] if (report / BENCH).exists() else []
+    parts += ["## Read on\n", *(f"- [{_title(report, stage)}](pages/{stage})" for stage in order), *measured]
     parts += ["", "## How this was made\n", _provenance(run), _files(report)]
-    parts += ["```{toctree}\n:hidden:\n:caption: Notebooks\n", *(f"pages/{stage}" for stage in order), "```"]
+    parts += ["```{toctree}\n:hidden:\n:caption: Notebooks\n", *(f"pages/{stage}" for stage in order)]
+    parts += ["pages/speed"] * len(measured) + ["```"]
     return "\n".join(parts) + "\n"
 
 
@@ -228,8 +233,20 @@ def _provenance(run: dict[str, Any]) -> str:
 
 def _files(report: Path) -> str:
     names = ["findings.json", "tables/metrics.csv", "tables/timings.csv", "run.json"]
-    names += sorted(path.name for path in report.glob("*recommendations.*"))
+    names += sorted(path.name for pattern in ("*recommendations.*", BENCH) for path in report.glob(pattern))
     return "Files beside this page: " + ", ".join(f'<a href="{name}"><code>{name}</code></a>' for name in names) + "\n"
+
+
+def speed_page(path: Path) -> str:
+    """The page of a bench.json as markdown; times stay out of metrics.csv and findings.json."""
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    parts = [f"# Speed and memory\n\n{bench['about']}\n"]
+    if path.with_suffix(".png").exists():
+        parts.append(f"```{{figure}} ../figures/bench.png\n:alt: {bench['figure']}\n\n{bench['figure']}\n```\n")
+    for name, table in speed.tables(bench):
+        remarks = "\n".join(f"- {remark}" for remark in bench["remarks"].get(name, []))
+        parts.append(f"## {name}\n\n{_pipe_table([*table.columns], table.values.tolist())}\n\n{remarks}\n")
+    return "\n".join(parts)
 
 
 # ---- tables shared by the site and README
@@ -278,9 +295,9 @@ def decision_summary(path: Path) -> str:
         [
             str(row.question), str(row.answer),
             f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}",
-            f"{row.verdict}; p {row.p_holm:.2g}",
+            f"{row.verdict}; p {p_text(p, len(decisions))}",
         ]
-        for row in decisions.itertuples()
+        for row, p in zip(decisions.itertuples(), decisions["p_holm"], strict=True)
     ]  # fmt: skip
     return _pipe_table(
         ["question", "answer in short", "deciding contrast", "verdict; p (Holm)"],
@@ -327,6 +344,10 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
         for stage in order:
             page = _folded(_light((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8")))
             (source / "pages" / f"{stage}.ipynb").write_text(page, encoding="utf-8")
+        if (target / BENCH).exists():
+            (source / "pages" / "speed.md").write_text(speed_page(target / BENCH), encoding="utf-8")
+            for figure in target.glob("bench.png"):
+                shutil.copyfile(figure, source / "figures" / figure.name)
         app = Sphinx(
             source, None, site, site.with_name("doctrees"), "html", confoverrides=_CONFIG, status=None,
             warning=sys.stderr,
@@ -404,6 +425,8 @@ def publish(report: Path, target: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)
         _copy_answers(report, fresh)
+        for file in report.glob(f"{Path(BENCH).stem}.*"):
+            shutil.copyfile(file, fresh / file.name)
         figure = f"{next(iter(KEY_FIGURES))}.png"
         (fresh / figure).write_bytes(_small((report / "figures" / figure).read_bytes()))
         for file in sorted((report / "notebooks").glob("*.ipynb")):

@@ -62,7 +62,7 @@ def test_outside_the_project_the_way_in_is_named(tmp_path: Path) -> None:
 
 def test_help_lists_the_commands() -> None:
     shown = recsys("--help").stdout
-    for command in ("run", "fetch", "recommend", "publish", "readme", "reference", "compare", "elicit"):
+    for command in ("run", "fetch", "recommend", "publish", "readme", "reference", "compare", "elicit", "bench"):
         assert command in shown
 
 

@@ -1,0 +1,34 @@
+"""What benchmarks/ measured (``benchmarks/measure.py`` describes the file), as tables to print and to publish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = {
+    "task": "task", "size": "size", "who": "who", "seconds": "seconds", "cpu_seconds": "CPU s",
+    "anonymous_mb": "private MB", "mapped_mb": "file MB", "ratio": "x", "cpu_ratio": "x CPU", "same": "same",
+}  # fmt: skip
+
+
+def tables(bench: dict[str, Any]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and rows of each benchmark, as text; nothing where nothing was measured or compared."""
+    for name, part in pd.DataFrame(bench["rows"]).groupby("benchmark", sort=False):
+        shown = part.reindex(columns=list(COLUMNS)).astype(object)
+        shown["same"] = [{True: "yes", False: "NO"}.get(same, "") for same in shown["same"]]
+        shown["size"] = [f"{size:,} {unit}" for size, unit in zip(part["size"], part["unit"], strict=True)]
+        for column in list(COLUMNS)[3:-1]:
+            shown[column] = [_digits(value) for value in shown[column]]
+        yield str(name), shown.rename(columns=COLUMNS)
+
+
+def _digits(value: Any) -> str:
+    """
+    >>> _digits(0.00012345), _digits(4.2), _digits(12345.6), _digits(None)
+    ('0.000123', '4.2', '12,346', '')
+    """
+    if pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):.12f}".rstrip("0").rstrip(".")
