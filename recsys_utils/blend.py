@@ -317,10 +317,10 @@ class Blend:
     whatever the curve. (Burke 2002, Hybrid recommender systems: a weighted hybrid that switches.)
 
     Collaborative models know nothing of an item that nobody has rated. Its cf is what a ridge regression per user,
-    from metadata to the cf of the rated items, expects of it, times the ratio of the mean cf of the items rated least
-    to that of all: an item without ratings is more like these. So whatever alpha is, content orders such items, on the
-    scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning attribute-to-feature mappings for
-    cold-start recommendations.)
+    from metadata to the cf of the rated items, expects of it, around the mean of the items rated least if that is below
+    the mean of all, since an item without ratings is more like these; cut off at 0 and 1. So whatever alpha is, content
+    orders such items, on the scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning
+    attribute-to-feature mappings for cold-start recommendations.)
 
     Parameters
     ----------
@@ -370,7 +370,7 @@ class Blend:
         if self.new.any():
             of_known, to_scores, rare = self._newcomers
             usual, low = (cf.mean(axis=1, where=mask, keepdims=True) for mask in (~self.new, rare))
-            cf[:, self.new] = np.clip(usual + cf @ of_known @ to_scores, 0, 1) * low / np.maximum(usual, low)
+            cf[:, self.new] = np.clip(np.minimum(usual, low) + cf @ of_known @ to_scores, 0, 1)
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
         return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 
