@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import re
@@ -93,6 +94,15 @@ def test_notebooks_declare_what_every_parameter_file_supplies(path: Path) -> Non
     for notebook in NOTEBOOKS:
         given = {"workspace", "output", "seed", "jobs", *parameters.for_stage(notebook.stem)}
         assert set(pipeline.declared_parameters(notebook)) == given
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_is_there(path: Path) -> None:
+    for tree in (ast.parse(source(cell)) for cell in cells(path)):
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module):
+            if node.module.startswith("recsys_utils."):
+                module = importlib.import_module(node.module)
+                assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
 
 
 def test_no_path_of_a_machine_and_no_index_host() -> None:
