@@ -142,6 +142,7 @@ def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
     ratings = ingest.build(fetched).ratings
     part = fetched.u1_test(ratings)
     assert (len(part), part.sum()) == ladder_study.U1_SIZES
+    assert datasets.fetch("smoke", raw=ROOT).u1_test(ratings) is None
     assert ratings.loc[part, "user_id"].nunique() == 459  # the first 462 users, three of whom have no test rating
 
 
