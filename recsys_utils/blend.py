@@ -317,8 +317,9 @@ class Blend:
     whatever the curve. (Burke 2002, Hybrid recommender systems: a weighted hybrid that switches.)
 
     Collaborative models know nothing of an item that nobody has rated. Its cf is what a ridge regression per user,
-    from metadata to the cf of the rated items, expects of it, cut off at 0 and 1: whatever alpha is, content gives such
-    an item its whole score, on the scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning
+    from metadata to the cf of the rated items, expects of it, around the mean of the items rated least if that is below
+    the mean of all, since an item without ratings is more like these; cut off at 0 and 1. So whatever alpha is, content
+    orders such items, on the scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning
     attribute-to-feature mappings for cold-start recommendations.)
 
     Parameters
@@ -338,31 +339,38 @@ class Blend:
     def fit(self, train: Interactions) -> Self:
         for part in (self.content, self.cf, self.popularity):
             part.fit(train)
-        for learned in ("new", "_newcomers"):
+        for learned in ("_counts", "new", "_newcomers"):
             self.__dict__.pop(learned, None)
         return self
 
     @cached_property
-    def new(self) -> NDArray[np.bool_]:
-        """(I,) True for items without any training rating, as far as anything is known about any item."""
-        known = self.popularity.scores(csr_matrix((1, self.content.vectors.shape[0]), dtype=np.float32))[0] > 0
-        return np.asarray(~known & known.any() & bool(self.content.vectors.nnz))
+    def _counts(self) -> NDArray[np.float32]:
+        """(I,) training ratings of each item."""
+        counts: NDArray[np.float32] = self.popularity.scores(csr_matrix((1, self.content.vectors.shape[0])))[0]
+        return counts
 
     @cached_property
-    def _newcomers(self) -> tuple[Scores, Scores]:
-        """Of :func:`ridge_maps`, from the ``TOKENS`` that most rated items carry to the new items."""
+    def new(self) -> NDArray[np.bool_]:
+        """(I,) True for items without any training rating, as far as anything is known about any item."""
+        return np.asarray((self._counts <= 0) & self._counts.any() & bool(self.content.vectors.nnz))
+
+    @cached_property
+    def _newcomers(self) -> tuple[Scores, Scores, NDArray[np.bool_]]:
+        """Of :func:`ridge_maps`, from the ``TOKENS`` that most rated items carry to the new items; the tenth of the
+        rated items with the fewest ratings."""
         has = self.content.vectors > 0
         common = np.argsort(-has[~self.new].sum(axis=0).A1, kind="stable")[:TOKENS]
         of_known, to_scores = ridge_maps(has[:, common].toarray().astype(np.float64), ~self.new, PENALTY)
-        return of_known.astype(np.float32), to_scores[:, self.new].astype(np.float32)
+        rare = ~self.new & (self._counts <= np.quantile(self._counts[~self.new], 0.1))
+        return of_known.astype(np.float32), to_scores[:, self.new].astype(np.float32), rare
 
     def components(self, profiles: csr_matrix) -> Components:
         """What the scores are made of, for reasons and for the exported columns."""
         cf = scaled(self.cf, profiles)
         if self.new.any():
-            of_known, to_scores = self._newcomers
-            usual = cf.mean(axis=1, where=~self.new, keepdims=True)
-            cf[:, self.new] = np.clip(usual + cf @ of_known @ to_scores, 0, 1)
+            of_known, to_scores, rare = self._newcomers
+            usual, low = (cf.mean(axis=1, where=mask, keepdims=True) for mask in (~self.new, rare))
+            cf[:, self.new] = np.clip(np.minimum(usual, low) + cf @ of_known @ to_scores, 0, 1)
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
         return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 

@@ -54,9 +54,9 @@ def plan_from(
     root = project_root()
     parameters = config.load(params, settings, root=root)
     if "tmdb" in parameters.dataset.catalogue:
-        from recsys_utils import tmdb
+        from recsys_utils.providers import tmdb_token
 
-        tmdb.token()  # a run without one would fail after minutes of fetching
+        tmdb_token()  # a run without one would fail after minutes of fetching
     return Plan(
         root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
         parameters={stage: parameters.for_stage(stage) for stage in CHAIN},

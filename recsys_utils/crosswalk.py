@@ -248,6 +248,7 @@ def match(
     twins = doubles(films)
     first_id = dict(zip(twins[ITEM], twins["double_of"], strict=True))
     theirs = _Theirs(others)
+    owners = [first_id.get(film, film) for film in films[ITEM]]
     claims: list[tuple[float, int, int, str]] = []
     ours: list[dict[str, Any]] = _records(films)
     for number, film in enumerate(ours):
@@ -259,13 +260,14 @@ def match(
     chosen: dict[int, tuple[float, int, str]] = {}
     open_: list[tuple[float, int, int, str]] = []
     for sure, number, j, how in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
-        film_id = ours[number][ITEM]
-        owner = first_id.get(film_id, film_id)
-        # as sure, and for the same film of either side
-        rivals = [c for c in claims if c[0] == sure and c[1:3] != (number, j) and (c[1] == number or c[2] == j)]
-        rivals = [c for c in rivals if c[2] != j or first_id.get(ours[c[1]][ITEM], ours[c[1]][ITEM]) != owner]
+        owner = owners[number]
         if number in chosen:
             continue
+        # claims as sure: of this film to another one, or of another film to that one
+        rivals = any(
+            s == sure and (other != j if mine == number else other == j and owners[mine] != owner)
+            for s, mine, other, _ in claims
+        )
         if sure < CERTAIN or rivals or taken.get(j, owner) != owner:
             open_.append((sure, number, j, how))
             continue

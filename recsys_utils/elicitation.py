@@ -180,13 +180,6 @@ class Adaptive:
         )  # fmt: skip
         return np.where(asked >= 0, self.items[asked], -1).astype(np.int32)
 
-    def next_question(self, asked: Sequence[int], answered: Sequence[int]) -> int | None:
-        """The item to ask after ``asked``, of which ``answered`` were known; None when nothing is left."""
-        row = csr_matrix((np.ones(len(answered)), (np.zeros(len(answered), int), list(answered))),
-                         shape=(1, max([int(self.items.max()), *asked]) + 1))  # fmt: skip
-        order = self.ask(row, len(asked) + 1)[0]
-        return int(order[len(asked)]) if len(order) > len(asked) else None
-
 
 @njit(cache=True)
 def _ask(indptr, indices, place, design, know, together, target, prior, noise, learn, asked):  # type: ignore[no-untyped-def]

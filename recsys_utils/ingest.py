@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic, tmdb
+from recsys_utils import catalogue, crosswalk, movielens, providers, synthetic
 from recsys_utils.archives import UNREADABLE, folders_with
 from recsys_utils.catalogue import Catalogue, Facts, Source
 from recsys_utils.config import BUILT_IN
@@ -102,7 +102,7 @@ def build(
         raise InputError(
             f"dataset.share = {share:g}: {dataset.name} is not generated and comes whole; leave share out."
         )
-    api = tmdb.Api(tmdb.token()) if "tmdb" in sources else None
+    api = providers.TmdbApi(providers.tmdb_token()) if "tmdb" in sources else None
     if links is not None and archive is not None and "links" in archive.sources():
         raise InputError(f"{dataset.name} has its own links; leave dataset.links empty (got {links}).")
     if review is not None and (links is None or not dataset.own_ids):
@@ -129,7 +129,9 @@ def build(
     read = providers.read([Path(name) for name in files], known if others is None else pd.concat([known, others]))
     outside = {name: read[Path(name)] for name in files}
     if api is not None:
-        told, said = tmdb.facts(known["tmdb_id"].dropna(), (interim or Path("data/interim")) / "tmdb.sqlite", api)
+        told, said = providers.tmdb_facts(
+            known["tmdb_id"].dropna(), (interim or Path("data/interim")) / "tmdb.sqlite", api
+        )
         outside["tmdb"] = [told]
         notes += said
     for name in sources:

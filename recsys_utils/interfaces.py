@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
@@ -100,6 +101,18 @@ def counted(n: int, noun: str) -> str:
     ('1 rating', '1,200 ratings')
     """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def check_memory(needed: float, what: str, remedy: str) -> None:
+    """Refuse what does not fit (bytes) instead of being killed.
+
+    Raises
+    ------
+    InputError : says what needs how much, how much is free, and the remedy.
+    """
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(f"{what} need {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. {remedy}")
 
 
 def child_seed(root: int, *names: str | int) -> int:

@@ -27,15 +27,8 @@ from recsys_utils.traits_study import inside
 
 Model = SVD | KNN | LatentTraits | BayesianFM
 
-BLEND = "stacked blend"
-STACKED = (
-    "KNN",
-    "SVD",
-    "V2",
-    "FM ids+time+implicit",
-    "FM ids+time+implicit+moment",
-    "FM ids+implicit",
-)  # those of its rungs that a run has
+BLEND, EARLIER_BLEND, MOMENT = "blend", "blend without moment", "FM ids+time+implicit+moment"
+KNOWN = ("FM ids", "FM ids+time")  # left out of the blends: another rung knows all that these know
 INNER_FOLDS = 10  # a training part is cut into so many folds; the first is predicted for the weights of the blend
 PENALTIES = np.logspace(-1, 3, 9)  # of the blend's ridge, whose leave-one-out error chooses
 U1_SIZES = (100_000, 20_000)  # ratings in all and in u1.test
@@ -95,44 +88,48 @@ def u1_steps(
 
 
 def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions of every rung for every step, and of a ridge blend of those that are ``STACKED``.
+    """Predictions of every rung for every step, and of ridge blends of all rungs but :data:`KNOWN`, with and without
+    the one that knows the moment.
 
-    The blend is stacked on cross-fitted predictions inside each training part: a random tenth of it is predicted by
+    Blends are stacked on cross-fitted predictions inside each training part: a random tenth of it is predicted by
     models that were fitted on the rest, weights are fitted on these predictions, and the same models, refitted on the
     whole training part, are weighted so. Nothing of what is asked takes part.
 
     Returns
     -------
     A row an asked rating: step, user (position), rating, per rung its mean (not clipped) and ``<rung>, deviation``
-    (NaN where it has none); and a row a step: intercept, penalty, weight of each stacked rung and ``<rung>, seconds``.
+    (NaN where it has none); and a row a step and blend: intercept, penalty, weights, and ``<rung>, seconds``.
     """
     tasks, tuning = [], []
     for number, step in enumerate(steps):
         tasks += [(number, name, False, step.train, step.asked) for name in step.models]
         fit, held = fast_grid.shuffled_folds(step.train, INNER_FOLDS, child_seed(seed, "stack", number))[0]
-        tasks += [(number, name, True, fit, held) for name in step.models if name in STACKED]
+        tasks += [(number, name, True, fit, held) for name in step.models if name not in KNOWN]
         tuning.append(held.rating)
     found = Parallel(n_jobs=jobs)(
-        delayed(_predicted)(
-            steps[n].models[name], train, replace(asked, rating=np.full(len(asked), np.nan, np.float32))
-        )
-        for n, name, _, train, asked in tasks
+        delayed(_predicted)(steps[n].models[name], train, _unseen(asked)) for n, name, _, train, asked in tasks
     )
     made = {task[:3]: columns for task, columns in zip(tasks, found, strict=True)}
     tables, weights = [], []
     for number, step in enumerate(steps):
-        scale, members = step.train.scale, [name for name in step.models if name in STACKED]
+        scale, spent = step.train.scale, {f"{name}, seconds": made[number, name, False][2] for name in step.models}
         table = pd.DataFrame({"step": number, "user": step.asked.user, "rating": step.asked.rating})
         for name in step.models:
             table[name], table[f"{name}, deviation"], _ = made[number, name, False]
-        cross_fitted = np.column_stack([made[number, name, True][0] for name in members]).clip(scale.lo, scale.hi)
-        ridge = RidgeCV(PENALTIES).fit(cross_fitted, tuning[number])
-        table[BLEND] = ridge.predict(table[members].to_numpy().clip(scale.lo, scale.hi))
+        for blend in [EARLIER_BLEND, BLEND] if MOMENT in step.models else [BLEND]:
+            out = (*KNOWN, MOMENT) if blend == EARLIER_BLEND else KNOWN
+            members = [name for name in step.models if name not in out]
+            inner = np.column_stack([made[number, name, True][0] for name in members]).clip(scale.lo, scale.hi)
+            ridge = RidgeCV(PENALTIES).fit(inner, tuning[number])
+            table[blend] = ridge.predict(table[members].to_numpy().clip(scale.lo, scale.hi))
+            fitted = {"step": number, "blend": blend, "intercept": ridge.intercept_, "penalty": ridge.alpha_}
+            weights.append(fitted | dict(zip(members, ridge.coef_, strict=True)) | spent)
         tables.append(table)
-        spent = {f"{name}, seconds": made[number, name, False][2] for name in step.models}
-        fitted = dict(zip(members, ridge.coef_, strict=True))
-        weights.append({"step": number, "intercept": ridge.intercept_, "penalty": ridge.alpha_} | fitted | spent)
     return pd.concat(tables, ignore_index=True), pd.DataFrame(weights)
+
+
+def _unseen(asked: Interactions) -> Interactions:
+    return replace(asked, rating=np.full(len(asked), np.nan, np.float32))
 
 
 def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[Floats, Floats, float]:
@@ -158,7 +155,7 @@ def heights(
     """
     scale, models = steps[0].train.scale, steps[0].models
     user, rating = found["user"].to_numpy(), found["rating"].to_numpy()
-    names = [*models, BLEND]
+    names = [n for n in models if n != MOMENT] + [n for n in (EARLIER_BLEND, MOMENT, BLEND) if n in found]
     clipped = found[names].clip(scale.lo, scale.hi)
     sums, rows = {}, []
     for name in names:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import psutil
 from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -19,7 +18,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from recsys_utils.collaborative import Floats, _checked, _RatingModel, _row_of
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Scores, child_rng, child_seed
+from recsys_utils.interfaces import Scores, check_memory, child_rng, child_seed
 
 Moments = NDArray[np.float32]
 
@@ -142,12 +141,9 @@ class LatentTraits(_RatingModel):
     bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
-        need, free = memory_estimate(*train.shape, len(train), self.n_factors), psutil.virtual_memory().available
-        if need > free:
-            raise InputError(
-                f"Latent traits with {self.n_factors} factors on {len(train):,} ratings need {need / 2**30:.1f} GB; "
-                f"{free / 2**30:.1f} GB are free. Ask for fewer factors, or keep the users with most ratings."
-            )
+        need = memory_estimate(*train.shape, len(train), self.n_factors)
+        what = f"Latent traits with {self.n_factors} factors on {len(train):,} ratings"
+        check_memory(need, what, "Ask for fewer factors, or keep the users with most ratings.")
         self._keep_scale(train)
         self.likelihood = self.trial(train) if self.held_out > 0 else np.zeros(0)
         self._ascend(train.user_item, int(np.argmax(self.likelihood)) + 1 if self.held_out > 0 else self.sweeps)

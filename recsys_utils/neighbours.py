@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-import psutil
 from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils.collaborative import _checked, _RatingModel, _row_means
 from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores, counted
+from recsys_utils.interfaces import ITEM, RANK, RATING, USER, InputError, Scale, Scores, check_memory, counted
 from recsys_utils.protocols import LeakError
 
 Floats = NDArray[np.float64]
@@ -119,7 +118,9 @@ class Neighbours(_RatingModel):
     # ---- building and keeping the arrays
 
     def fit(self, train: Interactions) -> Self:
-        _check_memory(len(train), *train.shape)
+        # two copies of the ratings, and their positions while they are sorted
+        needed, remedy = 24 * len(train) + 32 * sum(train.shape), "Build the store on disk (Neighbours.prepare)."
+        check_memory(needed, f"Neighbours among {len(train):,} ratings", remedy)
         self._keep_scale(train)
         self._pack(train.user, train.item, train.rating, train.shape, lambda _, shape, dtype: np.empty(shape, dtype))
         return self
@@ -414,17 +415,6 @@ def _predict(  # type: ignore[no-untyped-def]
                 if votes[row, item] >= min_votes and sums[item, 1] > 0:
                     predicted[row, item] = lo + step * x[own].mean() + sums[item, 0] / sums[item, 1]
                 sums[item] = 0  # for the next profile, and the mark of a film that is done
-
-
-def _check_memory(n_ratings: int, n_users: int, n_items: int) -> None:
-    """Refuse what does not fit instead of being killed: two copies of the ratings, and their positions meanwhile."""
-    needed, free = 24 * n_ratings + 32 * (n_users + n_items), psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"Neighbours among {n_ratings:,} ratings need about {needed / 1e9:.1f} GB of memory while they are sorted; "
-            f"{free / 1e9:.1f} GB are free. Build the store on disk from a parquet file (Neighbours.prepare), or fit "
-            "fewer ratings."
-        )
 
 
 # ---- what is asked of neighbours

@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys_utils.cluster import opened
-from recsys_utils.execute import start_job
+from recsys_utils.execute import Progress, start_job
 from recsys_utils.interfaces import InputError
-from recsys_utils.progress import Progress
 
 CHAIN: dict[str, tuple[str, ...]] = {
     "01_ingest": (),

@@ -21,6 +21,7 @@ import pandas as pd
 from recsys_utils import speed
 from recsys_utils.decisions import compare, first_sentence, in_words
 from recsys_utils.interfaces import InputError
+from recsys_utils.significance import p_text
 from recsys_utils.stage import METRIC_COLUMNS, write_csv
 
 PUBLISHED_LIMIT = 4_000_000  # bytes
@@ -294,9 +295,9 @@ def decision_summary(path: Path) -> str:
         [
             str(row.question), str(row.answer),
             f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}",
-            f"{row.verdict}; p {row.p_holm:.2g}",
+            f"{row.verdict}; p {p_text(p, len(decisions))}",
         ]
-        for row in decisions.itertuples()
+        for row, p in zip(decisions.itertuples(), decisions["p_holm"], strict=True)
     ]  # fmt: skip
     return _pipe_table(
         ["question", "answer in short", "deciding contrast", "verdict; p (Holm)"],

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from blind import check_blind
 
 from recsys_utils import bayesian_fm, fast_grid
 from recsys_utils.bayesian_fm import DAMPING, NEAR, BayesianFM, moment
 from recsys_utils.interactions import DAY, Interactions
 from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.protocols import LeakError, check_blind
+from recsys_utils.protocols import LeakError
 from recsys_utils.synthetic import Size, generate
 
 SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, seed=1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blind import check_blind
 from scipy.sparse import csr_matrix
 
 from recsys_utils import metrics, protocols
@@ -219,9 +220,9 @@ def test_a_model_that_ranks_by_test_popularity():
     def leaking(data: Interactions, test: np.ndarray) -> np.ndarray:
         return popularity(data.where(test))
 
-    protocols.check_blind(run, DATA, TEST)
+    check_blind(run, DATA, TEST)
     with pytest.raises(LeakError, match="scores change"):
-        protocols.check_blind(leaking, DATA, TEST)
+        check_blind(leaking, DATA, TEST)
     case = protocols.warm_split(DATA, TEST)
     honest, leaked = (np.tile(score(DATA, TEST), (N_USERS, 1)) for score in (run, leaking))
     assert ndcg(leaked, case) > 1.5 * ndcg(honest, case)
@@ -249,7 +250,7 @@ def test_tuned_on_test(honest):
         return best_for(protocols.warm_split(data, test))
 
     with pytest.raises(LeakError, match="scores change"):
-        protocols.check_blind(run, DATA, TEST)
+        check_blind(run, DATA, TEST)
 
 
 # ---- ranking-time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from blind import check_blind
 
 from recsys_utils.catalogue_study import (
     ALL,
@@ -22,7 +23,7 @@ from recsys_utils.collaborative import EASE, SVD
 from recsys_utils.content import FIELDS
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import Scale
-from recsys_utils.protocols import LeakError, Mask, check_blind
+from recsys_utils.protocols import LeakError, Mask
 from recsys_utils.significance import Bootstrap
 
 LIMITS = {"top": 250, "rating": 7.0, "votes": 10_000, "count": 3}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 - fixtures
 
-from recsys_utils import catalogue, ingest, tmdb
+from recsys_utils import catalogue, ingest, providers
 from recsys_utils.datasets import Dataset, Fetched, describe, fetch
 from recsys_utils.interfaces import InputError
 
@@ -59,21 +59,21 @@ def test_the_api_is_asked_where_it_is_named_at_its_place(
 ) -> None:
     asked = []
 
-    def film(self: tmdb.Api, number: str) -> tmdb.Film:
+    def film(self: providers.TmdbApi, number: str) -> providers.Film:
         asked.append(number)
         return {"keywords": ["bread"], "overview": "A loaf."}
 
-    monkeypatch.setattr(tmdb.Api, "film", film)
-    monkeypatch.delenv(tmdb.TOKEN, raising=False)
+    monkeypatch.setattr(providers.TmdbApi, "film", film)
+    monkeypatch.delenv(providers.TMDB_TOKEN, raising=False)
     assert ingest.build(fetched, links=links).items["overview"].tolist() == ["", "", ""], "only where it is named"
-    with pytest.raises(InputError, match=tmdb.TOKEN):
+    with pytest.raises(InputError, match=providers.TMDB_TOKEN):
         ingest.build(fetched, links=links, sources=["tags", "tmdb"], interim=tmp_path)
-    monkeypatch.setenv(tmdb.TOKEN, "abc")
+    monkeypatch.setenv(providers.TMDB_TOKEN, "abc")
     got = ingest.build(fetched, links=links, sources=["tags", "tmdb"], interim=tmp_path)
     assert asked == ["4415"], "only films of the data set, by the id of the right film"
     assert got.items[["keywords", "overview"]].iloc[0].tolist() == [["prison"], "A loaf."]
     meta = got.meta(fetched)
-    assert meta["notes"][-1] == tmdb.NOTICE
+    assert meta["notes"][-1] == providers.TMDB_NOTICE
     assert meta["attribution"][-1] == "This product uses the TMDB API but is not endorsed or certified by TMDB."
     [terms] = [s for s in meta["sources"] if s["name"] == "tmdb"]
     assert terms["snapshot"]

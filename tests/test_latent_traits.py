@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,7 +197,7 @@ class TestEdges:
         class Little:
             available = 1000
 
-        monkeypatch.setattr(latent_traits.psutil, "virtual_memory", Little)
+        monkeypatch.setattr(psutil, "virtual_memory", Little)
         with pytest.raises(InputError, match="fewer factors"):
             LatentTraits().fit(planted(20, 20)[0])
 

@@ -216,7 +216,7 @@ def test_ratings_too_many_for_32_bits_take_64(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_into_memory_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match=r"about 0\.0 GB .*Neighbours\.prepare"):
+    with pytest.raises(InputError, match=r"need 0\.0 GB .*Neighbours\.prepare"):
         Neighbours().fit(made_up(20, 20, 0.5, seed=1))
 
 

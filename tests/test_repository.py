@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import re
@@ -23,13 +24,13 @@ PARAMETERS = sorted((ROOT / "params").glob("*.yaml"))
 # `interfaces`; the studies (what a notebook asks in one call) stand below both.
 ROWS = [
     {"interfaces", "config", "archives", "movielens", "datasets", "synthetic", "crosswalk", "catalogue", "providers",
-     "tmdb", "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
+     "ingest", "exports", "own_ratings", "own_data", "ratings_store", "interactions"},
     {"protocols", "metrics", "significance"},
     {"content", "collaborative", "fast_grid", "neighbours", "latent_traits", "bayesian_fm"},
     {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
      "traits_study", "decisions"},
-    {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "progress", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "pipeline", "cli"},
 ]  # fmt: skip
 
 
@@ -93,6 +94,15 @@ def test_notebooks_declare_what_every_parameter_file_supplies(path: Path) -> Non
     for notebook in NOTEBOOKS:
         given = {"workspace", "output", "seed", "jobs", *parameters.for_stage(notebook.stem)}
         assert set(pipeline.declared_parameters(notebook)) == given
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_is_there(path: Path) -> None:
+    for tree in (ast.parse(source(cell)) for cell in cells(path)):
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module):
+            if node.module.startswith("recsys_utils."):
+                module = importlib.import_module(node.module)
+                assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
 
 
 def test_no_path_of_a_machine_and_no_index_host() -> None:

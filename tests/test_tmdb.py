@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from typer.testing import CliRunner
 
-from recsys_utils import cli, tmdb
+from recsys_utils import cli, providers
 from recsys_utils.catalogue import Facts
 from recsys_utils.interfaces import InputError
 
@@ -72,12 +72,12 @@ class Service:
         self.slept.append(seconds)
         self.now += seconds
 
-    def api(self, timeout: float = 5.0) -> tmdb.Api:
-        return tmdb.Api(SECRET, url=self.url, sleep=self.sleep, clock=lambda: self.now, timeout=timeout)
+    def api(self, timeout: float = 5.0) -> providers.TmdbApi:
+        return providers.TmdbApi(SECRET, url=self.url, sleep=self.sleep, clock=lambda: self.now, timeout=timeout)
 
     def pauses(self) -> list[float]:
         """What was waited beyond the spacing of requests."""
-        return [s for s in self.slept if s > 1 / tmdb.PER_SECOND + 1e-9]
+        return [s for s in self.slept if s > 1 / providers.PER_SECOND + 1e-9]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture
 def ask(service: Service, tmp_path: Path) -> Callable[..., tuple[Facts, list[str]]]:
     def facts(*numbers: str, today: datetime.date = TODAY, timeout: float = 5.0) -> tuple[Facts, list[str]]:
-        return tmdb.facts(
+        return providers.tmdb_facts(
             numbers, tmp_path / "interim" / "tmdb.sqlite", service.api(timeout), today=today, say=lambda text: None
         )
 
@@ -162,13 +162,13 @@ def test_what_is_older_than_the_terms_allow_is_dropped_and_fetched_anew(
     ask: Ask, service: Service, tmp_path: Path
 ) -> None:
     ask("862", "7")
-    last = TODAY + tmdb.KEEP
+    last = TODAY + providers.KEEP
     ask("862", today=last)
     assert len(service.asked) == 2, "on the last day the copy may still be used"
     told, _ = ask("862", today=last + datetime.timedelta(days=1))
     assert len(service.asked) == 3
     assert told.source.snapshot == (last + datetime.timedelta(days=1)).isoformat()
-    store = tmdb._open(tmp_path / "interim" / "tmdb.sqlite", TODAY)
+    store = providers._open_cache(tmp_path / "interim" / "tmdb.sqlite", TODAY)
     assert store.execute("SELECT tmdb_id FROM film").fetchall() == [("862",)], (
         "film 7, no longer asked for, is gone too"
     )
@@ -202,14 +202,14 @@ def test_too_many_requests_wait_as_long_as_they_are_told(
 
 def test_retry_after_may_be_a_date() -> None:
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    assert tmdb._seconds(soon.strftime("%a, %d %b %Y %H:%M:%S GMT")) == pytest.approx(60, abs=3)
-    assert tmdb._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert providers._seconds(soon.strftime("%a, %d %b %Y %H:%M:%S GMT")) == pytest.approx(60, abs=3)
+    assert providers._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
 def test_tries_are_limited_and_the_other_films_still_come(ask: Ask, service: Service) -> None:
     service.answers["1"] = [status(500)]
     told, notes = ask("1", "862")
-    assert len(service.asked) == tmdb.TRIES + 1
+    assert len(service.asked) == providers.TRIES + 1
     assert list(films(told)) == ["862"]
     assert "could not be asked about 1 of 2 films (last: HTTP 500)" in notes[1]
 
@@ -221,8 +221,8 @@ def test_a_service_that_is_away_is_left_alone_and_what_came_is_kept(
     service.answers |= {str(n): [trouble] for n in range(1, 60)}
     told, notes = ask("862", *map(str, range(1, 60)))
     assert list(films(told)) == ["862"]
-    per_film = tmdb.TRIES if trouble[0] == 502 else 1
-    assert len(service.asked) == 1 + tmdb.GIVE_UP * per_film, "no waiting a day, no following elsewhere"
+    per_film = providers.TRIES if trouble[0] == 502 else 1
+    assert len(service.asked) == 1 + providers.GIVE_UP * per_film, "no waiting a day, no following elsewhere"
     assert f"about 59 of 60 films (last: HTTP {trouble[0]})" in notes[1]
     assert "--force 01_ingest" in notes[1]
     service.answers.clear()
@@ -239,14 +239,14 @@ def test_nothing_listens_at_all(ask: Ask, service: Service) -> None:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    film = tmdb.Api.film
+    film = providers.TmdbApi.film
 
-    def until_three(self: tmdb.Api, number: str) -> tmdb.Film | None:
+    def until_three(self: providers.TmdbApi, number: str) -> providers.Film | None:
         if number == "3":
             raise KeyboardInterrupt
         return film(self, number)
 
-    monkeypatch.setattr(tmdb.Api, "film", until_three)
+    monkeypatch.setattr(providers.TmdbApi, "film", until_three)
     with pytest.raises(KeyboardInterrupt):
         ask("1", "2", "3", "4")
     monkeypatch.undo()
@@ -259,7 +259,7 @@ def test_never_more_than_twenty_requests_in_any_second(ask: Ask, service: Servic
     ask(*map(str, range(1, 60)))
     times = service.times
     assert len(times) == 61
-    assert all(late - early >= 1 - 1e-6 for early, late in zip(times, times[tmdb.PER_SECOND :], strict=False))
+    assert all(late - early >= 1 - 1e-6 for early, late in zip(times, times[providers.PER_SECOND :], strict=False))
 
 
 @pytest.mark.parametrize("code", [401, 403])
@@ -278,7 +278,7 @@ def test_the_token_is_nowhere_but_in_the_request(
         _, notes = ask("4", "1", "2")
         with pytest.raises(InputError) as refused:
             ask("5")
-        with pytest.raises(tmdb.Unavailable) as failed:
+        with pytest.raises(providers.Unavailable) as failed:
             service.api().film("3")
     seen = [*notes, str(refused.value), repr(failed.value), repr(failed.value.__cause__), repr(service.api())]
     seen += [caplog.text, *capsys.readouterr()]
@@ -293,11 +293,11 @@ def test_the_token_is_nowhere_but_in_the_request(
 def test_no_token_is_said_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, value: str | None, says: str
 ) -> None:
-    monkeypatch.delenv(tmdb.TOKEN, raising=False)
+    monkeypatch.delenv(providers.TMDB_TOKEN, raising=False)
     if value is not None:
-        monkeypatch.setenv(tmdb.TOKEN, value)
+        monkeypatch.setenv(providers.TMDB_TOKEN, value)
     with pytest.raises(InputError, match=f"the environment variable TMDB_BEARER_TOKEN {says}") as error:
-        tmdb.token()
+        providers.tmdb_token()
     assert "a b" not in str(error.value)
     command = ["run", "params/ml-100k.yaml", "--only", "01_ingest", "--set", "dataset.catalogue=[tmdb]"]
     done = CliRunner().invoke(cli.app, [*command, "--name", "tmdb-refused"])
@@ -306,8 +306,8 @@ def test_no_token_is_said_before_anything_is_fetched(
 
 
 def test_surrounding_blanks_of_a_token_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tmdb.TOKEN, f" {SECRET}\n")
-    assert tmdb.token() == SECRET
+    monkeypatch.setenv(providers.TMDB_TOKEN, f" {SECRET}\n")
+    assert providers.tmdb_token() == SECRET
 
 
 def test_films_without_an_id_are_said(ask: Ask) -> None:
