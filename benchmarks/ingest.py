@@ -17,7 +17,7 @@ from recsys_utils.datasets import fetch
 
 
 def write(archive: Path, ratings: int) -> None:
-    """ml-generated/ratings.csv and movies.csv in a zip; users grow as the ratings, films as their root, up to MovieLens 25M's."""
+    """A zip of ratings.csv and movies.csv; users grow as the ratings, films as their root, up to MovieLens 25M."""
     share = ratings / ML_25M[2]
     users, items = max(10, round(ML_25M[0] * share)), round(ML_25M[1] * share**0.5)
     user, item, rating = generate(users, items, ratings)
