@@ -154,6 +154,11 @@ class Interactions:
         """Only the ratings of the users at positions ``rows``; the other rows stay, empty."""
         return self.where(np.isin(self.user, rows))
 
+    def alone(self, users: NDArray[np.bool_]) -> Interactions:
+        """Only the users under the mask (U,), with no rows for the others."""
+        kept, place = self.where(users[self.user]), np.cumsum(users) - 1
+        return replace(kept, users=self.users[users], user=place[kept.user].astype(np.int32))
+
     def to_frame(self) -> pd.DataFrame:
         """Columns user_id, item_id, rating, timestamp in stored order."""
         return pd.DataFrame(

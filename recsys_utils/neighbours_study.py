@@ -87,6 +87,11 @@ class Newcomers:
         return cls(data, splits, users, orders, have, primary, data.users[asked & (longest >= max(have))])
 
     @property
+    def ids(self) -> NDArray[np.object_]:
+        """The users who are tested."""
+        return self.data.users[self.users["fold"].to_numpy() >= 0]
+
+    @property
     def sizes(self) -> list[int]:
         return list(self.have)
 
@@ -154,7 +159,7 @@ class Judged:
 
     @cached_property
     def _by_key(self) -> dict[Any, pd.DataFrame]:
-        users = self.newcomers.data.users
+        users = self.newcomers.ids
         return {key: part.set_index(USER)[SUMS].reindex(users) for key, part in self.errors.groupby(KEYS)}
 
     def sums(self, model: str, rows: str, order: str, n: int) -> dict[str, Floats]:
@@ -166,7 +171,7 @@ class Judged:
         """(U,) ndcg@10, the mean over the seeds of an order."""
         of = self.ranks
         part = of[(of["model"] == model) & (of["n"] == n) & ((of["order"] == "time") == (order == "time"))]
-        return align(part[[USER, NDCG]], self.newcomers.data.users)[NDCG].to_numpy()
+        return align(part[[USER, NDCG]], self.newcomers.ids)[NDCG].to_numpy()
 
     def gain(self, boot: Bootstrap, order: str, n: int, targets: str = "of tuned") -> Estimate:
         """MAE of the item's mean plus offset less that of the tuned neighbours, on the same targets."""
@@ -360,13 +365,15 @@ def predict_known(
 ) -> KnownUsers:  # fmt: skip
     """Predict each fold of the ratings (N,) from the others, under classic settings and the best of ``options``.
 
-    Those are chosen inside each training part, on a further fold of the first users of ``shuffled``.
+    Ratings of a negative fold, all those of a user, are in every fit and are not predicted. Settings are chosen inside
+    each training part, on a further fold of the first users of ``shuffled``.
     """
     tuning = np.isin(data.user, shuffled[:TUNED_ON])
     task, n = delayed(_known_fold), int(fold.max()) + 1
     done = Parallel(n_jobs=jobs)(task(data, fold == f, fold == (f + 1) % n, tuning, classic, options) for f in range(n))
     table = pd.concat([part for part, _ in done]).sort_values("row").reset_index(drop=True)
-    return KnownUsers(data, table, sorted({text for _, text in done}))
+    predicted = np.bincount(data.user, fold >= 0, len(data.users)) > 0
+    return KnownUsers(data if predicted.all() else data.alone(predicted), table, sorted({text for _, text in done}))
 
 
 def _known_fold(
