@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from blind import check_blind
 
 from recsys_utils import datasets, ingest, ladder_study
 from recsys_utils.cli import plan_from
@@ -17,7 +18,7 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.ladder_study import BLEND, Step, climb, heights, rungs, u1_steps
 from recsys_utils.latent_traits import LatentTraits
-from recsys_utils.protocols import LeakError, check_blind, make_splits
+from recsys_utils.protocols import LeakError, make_splits
 from recsys_utils.significance import Bootstrap
 from recsys_utils.synthetic import Size, generate
 
