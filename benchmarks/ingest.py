@@ -17,8 +17,9 @@ from recsys_utils.datasets import fetch
 
 
 def write(archive: Path, ratings: int) -> None:
-    """ml-generated/ratings.csv and movies.csv in a zip, users and films in MovieLens 25M's proportions."""
-    users, items = (max(100, round(n * ratings / ML_25M[2])) for n in ML_25M[:2])
+    """A zip of ratings.csv and movies.csv; users grow as the ratings, films as their root, up to MovieLens 25M."""
+    share = ratings / ML_25M[2]
+    users, items = max(10, round(ML_25M[0] * share)), round(ML_25M[1] * share**0.5)
     user, item, rating = generate(users, items, ratings)
     stamps = 10**9 + np.arange(len(user)) * 7919 % 10**8
     table = pd.DataFrame({"userId": user + 1, "movieId": item + 1, "rating": rating, "timestamp": stamps})

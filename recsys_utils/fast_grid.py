@@ -177,59 +177,63 @@ def _descend(indptr, items, ratings, mean, lr, reg, still, epochs, user_bias, it
 
     ``lr``, ``reg`` and ``still`` (zeros) are tuples, so that a version is compiled for each number of settings.
     """
-    error, dots = np.zeros(len(lr)), np.empty(len(lr))
+    dots = np.zeros(len(lr))
     for _ in range(epochs):
         for u in range(len(indptr) - 1):
             start, end = indptr[u], indptr[u + 1]
             if start < end:  # a step of length 0, for its dot products
-                _step(p[u], q[items[start]], q[items[start]], error, dots, still, still)  # type: ignore[call-arg]
+                i = items[start]
+                _step(p[u], q[i], q[i], user_bias[u], item_bias[i], dots, mean, mean, still, still)  # type: ignore[call-arg]
             for e in range(start, end):
-                i = items[e]
-                for s in range(len(lr)):
-                    error[s] = ratings[e] - (mean + user_bias[u, s] + item_bias[i, s] + dots[s])
-                    user_bias[u, s] += lr[s] * (error[s] - reg[s] * user_bias[u, s])
-                    item_bias[i, s] += lr[s] * (error[s] - reg[s] * item_bias[i, s])
-                _step(p[u], q[i], q[items[min(e + 1, end - 1)]], error, dots, lr, reg)  # type: ignore[call-arg]
+                i, after = items[e], items[min(e + 1, end - 1)]
+                _step(p[u], q[i], q[after], user_bias[u], item_bias[i], dots, ratings[e], mean, lr, reg)  # type: ignore[call-arg]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _step(_, mine, its, following, error, dots, lr, reg):  # type: ignore[no-untyped-def]
+def _step(_, mine, its, following, own, other, dots, rating, mean, lr, reg):  # type: ignore[no-untyped-def]
     """Descend by one rating, in place, and take the dot products for the user's next one on the way.
 
-    For every factor, from the first to the last: a, b = a + lr (error b - reg a), b + lr (error a - reg b), where a and
-    b are rows of the (factors, settings) blocks ``mine`` and ``its``; then dots += a * the row of ``following``.
+    error = rating - (mean + own + other + dots); the biases ``own`` and ``other``: b += lr (error - reg b). For every
+    factor, from the first to the last: a, b = a + lr (error b - reg a), b + lr (error a - reg b), where a and b are
+    rows of the (factors, settings) blocks ``mine`` and ``its``; the new dots are the sum of a * rows of ``following``.
     The settings are the lanes of a vector: each keeps Surprise's order of arithmetic, and all move in one instruction.
     Spelled for LLVM, since numba vectorises loops only, and the loop here is a sum that has to keep its order.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         lanes = ir.VectorType(ir.DoubleType(), lr.count)
-        given = zip(signature.args[:5], arguments[:5], strict=True)
+        given = zip(signature.args[:6], arguments[:6], strict=True)
         arrays = [context.make_array(kind)(context, builder, value) for kind, value in given]
         blocks = [builder.bitcast(array.data, lanes.as_pointer()) for array in arrays]
-        rate, penalty = (ir.Constant(lanes, ir.Undefined) for _ in range(2))
-        for lane in range(lr.count):
-            place = ir.Constant(ir.IntType(32), lane)
-            rate = builder.insert_element(rate, builder.extract_value(arguments[5], lane), place)
-            penalty = builder.insert_element(penalty, builder.extract_value(arguments[6], lane), place)
-        wrong = builder.load(blocks[3], align=8)
 
-        def moved(x, y):  # type: ignore[no-untyped-def]
-            slope = builder.fsub(builder.fmul(wrong, y), builder.fmul(penalty, x))
-            return builder.fadd(x, builder.fmul(rate, slope))
+        def vector(numbers):  # type: ignore[no-untyped-def]
+            filled = ir.Constant(lanes, ir.Undefined)
+            for lane, number in enumerate(numbers):
+                filled = builder.insert_element(filled, number, ir.Constant(ir.IntType(32), lane))
+            return filled
 
+        known, constant = (vector([number] * lr.count) for number in arguments[6:8])
+        rate, penalty = (vector(cgutils.unpack_tuple(builder, numbers)) for numbers in arguments[8:])
+        user, item, dot = (builder.load(block, align=8) for block in blocks[3:])
+        wrong = builder.fsub(known, builder.fadd(builder.fadd(builder.fadd(constant, user), item), dot))
+
+        def moved(x, toward):  # type: ignore[no-untyped-def]
+            return builder.fadd(x, builder.fmul(rate, builder.fsub(toward, builder.fmul(penalty, x))))
+
+        builder.store(moved(user, wrong), blocks[3], align=8)
+        builder.store(moved(item, wrong), blocks[4], align=8)
         total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * lr.count))
         with cgutils.for_range(builder, builder.extract_value(arrays[0].shape, 0)) as loop:
             at = [builder.gep(block, [loop.index]) for block in blocks[:3]]
             a, b, c = (builder.load(row, align=8) for row in at)
-            new = moved(a, b)
+            new = moved(a, builder.fmul(wrong, b))
             builder.store(new, at[0], align=8)
-            builder.store(moved(b, a), at[1], align=8)
+            builder.store(moved(b, builder.fmul(wrong, a)), at[1], align=8)
             builder.store(builder.fadd(builder.load(total), builder.fmul(c, new)), total)
-        builder.store(builder.load(total), blocks[4], align=8)
+        builder.store(builder.load(total), blocks[5], align=8)
         return context.get_dummy_value()
 
-    return types.void(mine, its, following, error, dots, lr, reg), generate
+    return types.void(mine, its, following, own, other, dots, rating, mean, lr, reg), generate
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
