@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from scipy.sparse import csr_matrix
 from recsys_utils.collaborative import EASE, SVD, predict_by_surprise
 from recsys_utils.content import FIELDS, ContentModel
 from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import ITEM, Scores
+from recsys_utils.interfaces import ITEM
 from recsys_utils.metrics import error_sums
 from recsys_utils.protocols import Case, Mask, align, cold_item_case, rank_and_measure, summarise_errors, warm_split
 from recsys_utils.significance import Bootstrap, metric_rows
@@ -139,28 +140,34 @@ def study_filters(
     ease, svd : unfitted, with declared settings, the same for every filter
     """
     case, rated = warm_split(data, test, time_ordered=time_ordered), data.where(test)
-    task = delayed(_fit)
     cut = {name: mask for name, mask in masks.items() if not mask.all()}
     names = [NONE, *(n for n, mask in cut.items() if _only(case.relevant, mask).nnz and mask[case.train.item].any())]
-    fitted = dict(zip(names, Parallel(n_jobs=jobs)(task(case, rated, masks[n], ease, svd) for n in names), strict=True))
-    ndcg, errors = {}, {}
-    for name in names:
-        mask = masks[name]
-        for trained, tested in ((name, ALL), *([(name, name), (NONE, name)] if name != NONE else [])):
-            scores, predicted = fitted[trained]
-            seen = mask if tested != ALL else np.ones(len(mask), np.bool_)
-            asked = replace(case, relevant=_only(case.relevant, seen), relevant_any=_only(case.relevant_any, seen))
-            table = rank_and_measure(np.where(mask, scores, -np.inf).astype(np.float32), asked)
-            ndcg[trained, tested] = align(table, data.users)[NDCG].to_numpy()
-            row = seen[rated.item]
-            errors[trained, tested] = error_sums(rated.user[row], rated.rating[row], predicted[row], len(data.users))
-    return FilterStudy(ndcg, errors)
+    tested = {name: [ALL, name] if name != NONE else [ALL, *names[1:]] for name in names}
+    task = delayed(_judged)
+    found: dict[Key, tuple[Floats, dict[str, Floats]]] = {}
+    for some in Parallel(n_jobs=jobs)(task(case, rated, masks, name, tested[name], ease, svd) for name in names):
+        found |= some
+    order = [key for name in names for key in [(name, ALL), *([(name, name), (NONE, name)] if name != NONE else [])]]
+    return FilterStudy({key: found[key][0] for key in order}, {key: found[key][1] for key in order})
 
 
-def _fit(case: Case, rated: Interactions, mask: Mask, ease: EASE, svd: SVD) -> tuple[Scores, Floats]:
-    """EASE's scores and SVD's predictions after training on the kept films."""
+def _judged(
+    case: Case, rated: Interactions, masks: Mapping[str, Mask], name: str, tested: list[str], ease: EASE, svd: SVD
+) -> dict[Key, tuple[Floats, dict[str, Floats]]]:
+    """Train on the films that a filter keeps and test on those that each of ``tested`` keeps; scores stay here."""
+    mask, found, users = masks[name], {}, case.train.users
     train = case.train.where(mask[case.train.item])
-    return deepcopy(ease).fit(train).scores(_only(case.profiles, mask)), predict_by_surprise(train, rated, svd)
+    scores = deepcopy(ease).fit(train).scores(_only(case.profiles, mask))
+    predicted: Any = predict_by_surprise(train, rated, svd)
+    for other in tested:
+        seen = masks[other] if other != ALL else np.ones(len(mask), np.bool_)
+        asked = replace(case, relevant=_only(case.relevant, seen), relevant_any=_only(case.relevant_any, seen))
+        shown = mask if other == ALL else seen
+        table = rank_and_measure(np.where(shown, scores, -np.inf).astype(np.float32), asked)
+        row = seen[rated.item]
+        sums = error_sums(rated.user[row], rated.rating[row], predicted[row], len(users))
+        found[name, other] = align(table, users)[NDCG].to_numpy(), sums
+    return found
 
 
 def _only(matrix: csr_matrix, mask: Mask) -> csr_matrix:
