@@ -25,7 +25,7 @@ from recsys_utils.metrics import pattern
 
 INSTALL = 'pip install "myfm==0.4.0" "setuptools>=77,<81"'
 FEATURES = ("time", "implicit", "moment")
-NEAR = 30.0  # seconds: how fast the weight of a user's other ratings fades with the time between
+NEAR = 30.0  # seconds in which the weight of a user's other ratings falls by e; 10 to 60 do as well
 DAMPING = 3.0  # ratings of no deviation that are added to those of a moment
 
 
@@ -77,7 +77,8 @@ class BayesianFM:
     def predict(self, train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
         """Predictive mean (not clipped) and standard deviation at the pairs of ``asked``, (N,) rating points each.
 
-        Of ``asked`` users, items and times are read, never ratings. Cost on ML-100K: .03 to .06 s a sweep.
+        Of ``asked`` users, items and times are read, never ratings. Cost on ML-100K: .03 to .06 s a sweep; 12 bytes for
+        each asked pair and kept sweep.
 
         Raises
         ------

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow import parquet as pq
 from scipy.sparse import csr_matrix
 
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
@@ -191,7 +192,8 @@ def _read(folder: str, version: int) -> Interactions:
         pd.read_parquet(Path(folder, f"{name}.parquet"), columns=[column])[column].tolist()
         for name, column in (("items", ITEM), ("users", USER))
     )
-    frame = pd.read_parquet(Path(folder, "interactions.parquet"))
+    # ids stay numbers with a list of names: as text they would take most of the memory
+    frame = pq.read_table(Path(folder, "interactions.parquet"), read_dictionary=[USER, ITEM]).to_pandas()
     data = Interactions.from_frame(frame, scale=scale, items=items, users=users)
     return _from_files(data, Origin(folder, version, np.ones(len(data), bool)))
 

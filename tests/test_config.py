@@ -37,6 +37,7 @@ def test_every_parameter_file_is_valid_and_explained(path: Path) -> None:
         ("seed", "--set takes key=value"),
         ("seed.deeper=1", "seed is not a section"),
         ("dataset.archive=/no/such.zip", "there is no file /no/such.zip"),
+        ("stratified_runs=3", "03_cf_grid_search.stratified_runs or 06_alpha_curve.stratified_runs"),
     ],
 )
 def test_a_bad_setting_is_named(setting: str, message: str) -> None:
@@ -138,3 +139,8 @@ def test_a_password_is_refused_and_not_repeated(url: str) -> None:
 )
 def test_a_store_without_a_password_may_stand_in_parameters(url: str) -> None:
     assert config.load(SMOKE, [f"dataset.store={url}"]).dataset.store == url
+
+
+def test_a_key_that_one_section_has_needs_no_section() -> None:
+    assert config.load(SMOKE, ["accuracy=full"]).grid.accuracy == "full"
+    assert config.load(SMOKE, ["seed=7"]).seed == 7  # a key of the whole file stays one

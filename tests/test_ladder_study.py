@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from blind import check_blind
 
 from recsys_utils import datasets, ingest, ladder_study
 from recsys_utils.cli import plan_from
@@ -17,7 +18,7 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.ladder_study import BLEND, Step, climb, heights, rungs, u1_steps
 from recsys_utils.latent_traits import LatentTraits
-from recsys_utils.protocols import LeakError, check_blind, make_splits
+from recsys_utils.protocols import LeakError, make_splits
 from recsys_utils.significance import Bootstrap
 from recsys_utils.synthetic import Size, generate
 
@@ -142,6 +143,7 @@ def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
     ratings = ingest.build(fetched).ratings
     part = fetched.u1_test(ratings)
     assert (len(part), part.sum()) == ladder_study.U1_SIZES
+    assert datasets.fetch("smoke", raw=ROOT).u1_test(ratings) is None
     assert ratings.loc[part, "user_id"].nunique() == 459  # the first 462 users, three of whom have no test rating
 
 
