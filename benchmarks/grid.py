@@ -124,10 +124,7 @@ def ratings(share: float) -> Interactions:
 
 
 def sizes(doublings: int = DOUBLINGS) -> list[float]:
-    """
-    >>> sizes(2)
-    [0.25, 0.5, 1.0]
-    """
+    """Shares of the whole that double up to it."""
     return [2.0**-step for step in range(doublings, -1, -1)]
 
 

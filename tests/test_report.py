@@ -98,6 +98,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("site")
+    row = {"benchmark": "grid", "task": "SVD", "who": "ours", "size": 1000, "unit": "ratings", "seconds": 0.5}
+    bench = {"about": "On 2 cores.", "figure": "Seconds by size.", "rows": [row], "remarks": {"grid": ["Same best."]}}
+    (target / "bench.json").write_text(json.dumps(bench))
+    (target / "bench.png").write_bytes(png())
     report.assemble(workspace, target, ORDER)
     return target
 
@@ -186,6 +190,14 @@ def test_the_decisions_stand_before_the_answers(site: Path) -> None:
     assert page.index("better; p 0.03") < page.index("<strong>much</strong>")
 
 
+def test_what_was_measured_has_a_page(site: Path) -> None:
+    page = (site / "pages/speed.html").read_text(encoding="utf-8")
+    for text in ("Speed and memory", "On 2 cores.", "1,000 ratings", "Same best.", "Seconds by size.", "bench.png"):
+        assert text in page, text
+    assert 'href="pages/speed.html"' in (site / "index.html").read_text(encoding="utf-8")
+    assert "0.5" not in (site / "tables/metrics.csv").read_text(encoding="utf-8")
+
+
 def test_the_site_is_light(site: Path) -> None:
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < 8e6
 
@@ -203,6 +215,7 @@ def test_a_table_name_taken_twice_is_refused(workspace: Path, tmp_path: Path) ->
 def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
     size = report.publish(site, tmp_path / "published")
     assert size == sum(file.stat().st_size for file in (tmp_path / "published").iterdir())
+    assert {"bench.json", "bench.png"} <= {file.name for file in (tmp_path / "published").iterdir()}
     text = report.with_headline(f"top\n{report.BEGIN}\nold\n{report.END}\nrest\n", tmp_path / "published")
     assert "| SVD | 0.930 [0.920, 0.940] |  |" in text
     assert "| Is 0 better? | Yes. | this \\| that: +0.012 [0.001, 0.020] | better; p 0.03 |" in text
