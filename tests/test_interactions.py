@@ -100,6 +100,15 @@ class TestFromFrame:
             data.where(np.array([True]))
 
 
+def test_some_users_alone_keep_their_ratings_and_no_other_row() -> None:
+    data = random_data()
+    few = np.arange(30) % 3 == 1
+    alone = data.alone(few)
+    assert alone.users.tolist() == data.users[few].tolist()
+    assert (alone.user_item != data.user_item[few]).nnz == 0
+    assert alone.items is data.items
+
+
 def test_liked_is_three_quarters_up_the_scale() -> None:
     assert Scale(1, 5).liked == 1 + 0.75 * 4
     assert Scale(0, 10).liked == 0.75 * 10

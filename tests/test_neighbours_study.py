@@ -111,3 +111,16 @@ def test_a_file_is_judged_rating_by_rating() -> None:
     assert found["value"] == pytest.approx(mae)
     assert found["MAE on the file's scale"] == pytest.approx(2 * mae)  # 0-8 is twice as long as 1-5
     assert found["ratings"] == rated.nnz
+
+
+def test_untested_users_are_in_every_fit_and_in_no_test() -> None:
+    """Users without a fold are neighbours of the tested ones; their own ratings are not predicted."""
+    fold = np.arange(len(DATA)) % 3
+    tested = np.arange(len(DATA.users)) % 2 == 0
+    order = np.flatnonzero(tested)
+    every = study.predict_known(DATA, fold, CLASSIC, [CLASSIC], order, jobs=1).predictions
+    some = study.predict_known(DATA, np.where(tested[DATA.user], fold, -1), CLASSIC, [CLASSIC], order, jobs=1)
+    assert some.data.users.tolist() == DATA.users[tested].tolist()
+    assert some.predictions["row"].tolist() == np.flatnonzero(tested[DATA.user]).tolist()
+    assert len(some.predictions) == len(some.data) < len(every)
+    assert np.isfinite(some.predictions["user mean"]).all()

@@ -49,6 +49,18 @@ class TestOutOfFold:
         pd.testing.assert_frame_equal(one[fold == 0], other[fold == 0])
         assert not np.allclose(one.loc[fold == 1, "mean"], other.loc[fold == 1, "mean"])
 
+    def test_untested_users_are_in_every_fit_and_in_no_test(self, data, fold) -> None:
+        """Canary: a rating of a user who is not tested moves every prediction; none of that user is predicted."""
+        tested = data.user >= 30
+        some = np.where(tested, fold, -1)
+        turned = replace(data, rating=np.where(tested, data.rating, 6 - data.rating).astype(np.float32))
+        one, other = (out_of_fold(d, some, OPTIONS[:1], 1).table for d in (data, turned))
+        assert len(one) == tested.sum()
+        assert not np.isclose(one["mean"], other["mean"]).any()
+        fixed = out_of_fold(data, some, [replace(OPTIONS[0], held_out=0)], 1)  # nothing to choose, so no trial
+        assert fixed.trials.empty
+        assert fixed.table.notna().all(axis=None)
+
     def test_jobs_change_nothing(self, data, fold) -> None:
         one, two = (out_of_fold(data, fold, OPTIONS, jobs) for jobs in (1, 2))
         pd.testing.assert_frame_equal(one.table, two.table)
