@@ -238,7 +238,7 @@ def cpu_seconds() -> float:
     """Of this process and of its children, whether they have ended or still run."""
     own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     alive = [p.cpu_times() for p in psutil.Process().children(recursive=True)]
-    return sum(u.ru_utime + u.ru_stime for u in own) + sum(t.user + t.system for t in alive)
+    return float(sum(u.ru_utime + u.ru_stime for u in own) + sum(t.user + t.system for t in alive))
 
 
 def _memory(process: psutil.Process, children: bool) -> tuple[float, float]:
@@ -286,12 +286,15 @@ def growth(rows: Iterable[Row]) -> list[Row]:
         if "cpu_seconds" in row:
             key = row["benchmark"], row["task"], row["who"]
             series.setdefault(key, []).append((row["size"], max(row["cpu_seconds"], 1e-6)))
-    return [
-        dict(zip(("benchmark", "task", "who"), key, strict=True))
-        | {"exponent": round(float(np.polyfit(*np.log(np.array(points).T), 1)[0]), 2), "sizes": len(points)}
-        for key, points in series.items()
-        if len({size for size, _ in points}) >= 3
-    ]
+    found = []
+    for key, points in series.items():
+        if len({size for size, _ in points}) >= 3:
+            size, seconds = np.log(np.array(points, dtype=np.float64).T)
+            exponent = round(float(np.polyfit(size, seconds, 1)[0]), 2)
+            found.append(
+                dict(zip(("benchmark", "task", "who"), key, strict=True)) | {"exponent": exponent, "sizes": len(points)}
+            )
+    return found
 
 
 def machine() -> Row:

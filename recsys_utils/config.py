@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -104,14 +105,24 @@ class Content(_Section):
     fields: list[str]
 
 
-class SvdGrid(_Section):
+class _Searched(_Section):
+    """A grid, the product of its lists: a single setting would leave the search nothing to compare."""
+
+    @model_validator(mode="after")
+    def _two_settings(self) -> Self:
+        if (settings := math.prod(len(values) for values in self.model_dump().values())) < 2:
+            raise ValueError(f"a grid needs two settings or more, and this one has {settings}: give a list two values")
+        return self
+
+
+class SvdGrid(_Searched):
     n_factors: list[int]
     n_epochs: list[int]
     lr: list[float]
     reg: list[float]
 
 
-class KnnGrid(_Section):
+class KnnGrid(_Searched):
     kind: list[Literal["KNNWithMeans", "KNNBaseline"]]
     similarity: list[Literal["pearson_baseline", "msd", "cosine"]]
     user_based: list[bool]

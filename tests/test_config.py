@@ -34,6 +34,10 @@ def test_every_parameter_file_is_valid_and_explained(path: Path) -> None:
         ("seed=-1", "seed = -1"),
         ("01_ingest.user_folds=1", "01_ingest.user_folds = 1"),
         ("02_content_tfidf.fields=genres", "02_content_tfidf.fields = 'genres'"),
+        (
+            "03_cf_grid_search.svd_grid={n_factors: [5], n_epochs: [5], lr: [.01], reg: [.1]}",
+            "needs two settings or more, and this one has 1",
+        ),
         ("seed", "--set takes key=value"),
         ("seed.deeper=1", "seed is not a section"),
         ("dataset.archive=/no/such.zip", "there is no file /no/such.zip"),
