@@ -468,6 +468,22 @@ def _other_data(published: Path) -> list[str]:
     return found
 
 
+def _ladder(published: Path) -> list[str]:
+    """The accuracy ladder, where it is published, as markdown: a row a rung, a column a protocol."""
+    if not (path := published / "ladder" / "ladder.csv").is_file():
+        return []
+    rows = pd.read_csv(path, keep_default_na=False, na_values={"ci_low": [""], "ci_high": [""]})
+    rows = rows[rows["metric"] == "rmse"]
+    rows["variant"] = rows["variant"].where(rows["model"] != "published", "*published: " + rows["variant"] + "*")
+    rows["text"] = [
+        f"{row.value:.3f} {_interval(row.ci_low, row.ci_high)}" if row.model != "published" else f"{row.value:.3f}"
+        for row in rows.itertuples()
+    ]
+    table = rows.pivot_table(index="variant", columns="protocol", values="text", aggfunc="first", sort=False).fillna("")
+    head = ["rung", *(f"RMSE ({protocol})" for protocol in table.columns)]
+    return ["**The accuracy ladder**", _pipe_table(head, table.reset_index().to_numpy().tolist())]
+
+
 def _copy_answers(report: Path, target: Path) -> None:
     if not (report / "findings.json").exists():
         raise InputError(f"{report} holds no finished report; `recsys run params/{report.name}.yaml` makes it.")
@@ -523,6 +539,13 @@ def with_headline(readme: str, published: Path) -> str:
     name, alt = next(iter(KEY_FIGURES.items()))
     figure = f"![{alt}](reports/published/{name}.png)"
     rendered = "\n\n".join(
-        [headline_table(metrics), figure, *filter(None, [table]), "\n".join(answers), *_other_data(published)]
+        [
+            headline_table(metrics),
+            figure,
+            *filter(None, [table]),
+            "\n".join(answers),
+            *_other_data(published),
+            *_ladder(published),
+        ]
     )
     return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

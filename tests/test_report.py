@@ -244,6 +244,22 @@ def test_a_second_data_set_is_published_beside_the_first_and_survives_it(site: P
     assert "| worse +0.012" in row
 
 
+def test_the_ladder_stands_in_readme_once_it_is_published(site: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    report.publish(site, published)
+    (published / "ladder").mkdir()
+    (published / "ladder" / "ladder.csv").write_text(
+        "protocol,model,variant,segment,metric,value,ci_low,ci_high,n,source\n"
+        "rating-cv5,svd,SVD,all,rmse,0.91,0.9,0.92,90,here\nrating-cv5,svd,SVD,all,mae,0.7,0.6,0.8,90,here\n"
+        "rating-u1,svd,SVD,all,rmse,0.93,0.92,0.94,40,here\nrating-u1,published,GHRS,,rmse,0.887,,,,theirs\n"
+    )
+    text = report.with_headline(f"{report.BEGIN}\n{report.END}", published)
+    assert "| rung | RMSE (rating-cv5) | RMSE (rating-u1) |" in text
+    assert "| SVD | 0.910 [0.900, 0.920] | 0.930 [0.920, 0.940] |" in text
+    assert "| *published: GHRS* |  | 0.887 |" in text
+    assert "0.700" not in text
+
+
 def test_publish_refuses_paths_of_a_machine(site: Path, tmp_path: Path) -> None:
     copy = tmp_path / "report"
     shutil.copytree(site / "figures", copy / "figures")

@@ -198,6 +198,7 @@ def test_published_results_are_whole_and_light() -> None:
         "decisions.csv",
         "alpha_curves.png",
         "ml-latest-small",
+        "ladder",
         *(path.name for path in NOTEBOOKS),
     }
     assert {path.name for path in (published / "ml-latest-small").iterdir()} == {
@@ -205,4 +206,5 @@ def test_published_results_are_whole_and_light() -> None:
         "metrics.csv",
         "decisions.csv",
     }
+    assert {path.name for path in (published / "ladder").iterdir()} == {"ladder.csv"}
     assert sum(path.stat().st_size for path in published.rglob("*")) < report.PUBLISHED_LIMIT
