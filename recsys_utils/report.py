@@ -43,11 +43,14 @@ KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "models": "Rating error and ranking quality of each model, with intervals",
     "diversity_tradeoff": "What each diversity strategy costs in accuracy and gains in variety",
 }
-READING = (
+READING_DECISIONS = (
     "*p* tests a difference of zero, corrected for all questions of the table together; a *tie* with a small p is a "
-    "difference that exists and is smaller than the margin. Each protocol chooses settings of its own, so a model's "
-    "two columns above may belong to different settings; SVD's and KNN's lists are their highest predicted ratings, "
-    "often of items that few have seen. The blend there is tuned for whole histories; what ships serves all sizes."
+    "difference that exists and is smaller than the margin."
+)
+READING_MODELS = (
+    "Each protocol chooses settings of its own, so a model's two columns may belong to different settings; SVD's and "
+    "KNN's lists are their highest predicted ratings, often of items that few have seen. The blend here is tuned for "
+    "whole histories; what ships serves all sizes."
 )
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
 _CSS = """
@@ -156,11 +159,12 @@ def index_page(
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
     if table := decision_summary(report / "tables" / DECISIONS):
-        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING}\n"]
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING_DECISIONS}\n"]
     if table := headline_table(metrics):
         parts += [
             "## Models side by side\n",
-            f":::{{container}} headline\n{table}\n:::",
+            f":::{{container}} headline\n{table}\n:::\n",
+            f"{READING_MODELS}\n",
             *_key_figures(report),
         ]
     if limits := data.get("limits"):
