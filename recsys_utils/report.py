@@ -64,6 +64,7 @@ h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
 .finding .container, .headline.container { padding: 0; max-width: none; }
 .finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
 .decisions td { font-size: .85rem; vertical-align: top; min-width: 9rem; }
+.speed td { font-size: .8rem; }
 .headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
 .confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
 .finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -248,8 +249,12 @@ def speed_page(path: Path) -> str:
     if path.with_suffix(".png").exists():
         parts.append(f"```{{figure}} ../figures/bench.png\n:alt: {bench['figure']}\n\n{bench['figure']}\n```\n")
     for name, table in speed.tables(bench):
-        remarks = "\n".join(f"- {remark}" for remark in bench["remarks"].get(name, []))
-        parts.append(f"## {name}\n\n{_pipe_table([*table.columns], table.values.tolist())}\n\n{remarks}\n")
+        parts.append(f"## {name}\n")
+        for task, rows in table.groupby("task", sort=False):
+            shown = rows.drop(columns="task")
+            measured = _pipe_table(shown.columns.tolist(), shown.to_numpy().tolist())
+            parts.append(f"**{task}**\n\n:::{{container}} speed\n{measured}\n:::\n")
+        parts += [f"- {remark}" for remark in bench["remarks"].get(name, [])]
     return "\n".join(parts)
 
 

@@ -187,7 +187,7 @@ class TestShown:
         assert (tmp_path / "bench.png").stat().st_size > 10_000
         page = report.speed_page(tmp_path / "bench.json")
         assert page.startswith("# Speed and memory")
-        assert "| SVD | 40 ratings | theirs | 0.4 | 0.4 | 100 | 50 | 20 | 21 | yes |" in page
+        assert "| 40 ratings | theirs | 0.4 | 0.4 | 100 | 50 | 20 | 21 | yes |" in page
         assert "bench.png" in page
         assert "pip install implicit" in page
 
