@@ -19,9 +19,7 @@ from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scores
 
 Floats = NDArray[np.float64]
-TOKENS = (
-    50  # the most common ones tell what to expect of an item without ratings; a rare one would tell one item's story
-)
+TOKENS = 50  # most common ones, from which an unrated item's score is expected; a rare one tells one item's story
 COLLABORATIVE: dict[str, Any] = {m.name: m for m in (Popularity, SVD, KNN, ItemKNN, EASE)}  # what needs no metadata
 
 

@@ -7,6 +7,7 @@ holds the nested estimate of the rating error, whose winners Surprise itself ref
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -81,9 +82,10 @@ class _Model:
         return binary
 
 
-class _RatingModel(_Model):
+class _RatingModel(_Model, ABC):
+    @abstractmethod
     def scores(self, profiles: csr_matrix) -> Scores:
-        raise NotImplementedError
+        """(users, items) float32 predicted ratings, not clipped, so that lists order what lies beyond the scale."""
 
     def ratings(self, profiles: csr_matrix) -> Scores:
         """(users, items) float32 predicted ratings: the scores clipped to the scale of the training data."""

@@ -547,14 +547,6 @@ def with_headline(readme: str, published: Path) -> str:
     after = rest.split(END)[1]
     name, alt = next(iter(KEY_FIGURES.items()))
     figure = f"![{alt}](reports/published/{name}.png)"
-    rendered = "\n\n".join(
-        [
-            headline_table(metrics),
-            figure,
-            *filter(None, [table]),
-            "\n".join(answers),
-            *_other_data(published),
-            *_ladder(published),
-        ]
-    )
+    parts = [headline_table(metrics), figure, table, "\n".join(answers), *_other_data(published), *_ladder(published)]
+    rendered = "\n\n".join(filter(None, parts))
     return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

@@ -167,7 +167,8 @@ class Ranked:
     name: str = LatentTraits.name
 
     def fit(self, train: Interactions) -> Self:
-        raise NotImplementedError("the model comes fitted")
+        self.model.fit(train)
+        return self
 
     def scores(self, profiles: csr_matrix) -> Scores:
         spread = self.model.deviation(profiles, noise=False)

@@ -53,6 +53,38 @@ def test_intervals_of_findings_hold_their_values() -> None:
             assert row["ci_low"] <= row["value"] <= row["ci_high"], (finding["id"], row)
 
 
+def test_the_ladder_is_of_the_published_models_and_reaches_its_bars(metrics: pd.DataFrame) -> None:
+    """It comes from a run of its own, so the rungs that the published run has too must be equal to the last digit."""
+    rows = pd.read_csv(PUBLISHED / "ladder" / "ladder.csv").query("source == 'here'")
+    ladder = rows.set_index(["protocol", "variant", "metric"])["value"]
+    for model, rung in (("svd", "SVD"), ("knn", "KNN")):
+        for metric in ("rmse", "mae"):
+            assert ladder["rating-cv5", rung, metric] == value(metrics, "rating-cv5", model, "tuned", "all", metric)
+    assert ladder["rating-cv5", "V2", "rmse"] <= 0.905
+    assert ladder["rating-cv5", "blend", "rmse"] <= 0.872
+    assert ladder["rating-u1", "blend", "rmse"] <= 0.885
+    for protocol in ("rating-cv5", "rating-u1"):  # why README names the rung to compare with what others publish
+        assert ladder[protocol, "blend", "rmse"] < ladder[protocol, "blend without moment", "rmse"] - 0.005
+        for level in (50, 80, 95):
+            for rung in ("V2", "FM ids+time+implicit"):
+                assert abs(ladder[protocol, rung, f"interval_coverage@{level}"] - level / 100) <= 0.015
+
+
+def test_what_is_timed_gives_the_answers_of_its_peers() -> None:
+    rows = json.loads((PUBLISHED / "bench.json").read_text(encoding="utf-8"))["rows"]
+    compared = [row for row in rows if row.get("same") is not None]
+    assert {row["benchmark"] for row in compared} >= {"grid", "knn", "neighbours", "ingest", "evaluate"}
+    assert all(row["same"] for row in compared)
+
+
+def test_a_second_data_set_answers_every_question() -> None:
+    here, there = (pd.read_csv(folder / "decisions.csv") for folder in (PUBLISHED, PUBLISHED / "ml-latest-small"))
+    assert sorted(here["id"]) == sorted(there["id"])
+    findings = json.loads((PUBLISHED / "ml-latest-small" / "findings.json").read_text(encoding="utf-8"))
+    six = {"alpha-curve", "retraining", "svd-or-knn", "catalogue-filter", "diversity-strategy", "caching"}
+    assert six <= {finding["id"] for finding in findings}
+
+
 @pytest.mark.slow
 def test_the_code_still_gives_the_published_numbers() -> None:
     """Same commit, data and parameters: byte for byte (on the platform that published them)."""
