@@ -19,9 +19,7 @@ def _words(text: str) -> list[str]:
 
 _BLOCK = 1024  # users drawn at a time: bounds the dense (users, items) block of the selection step
 _PAIRS = 2**22  # ratings whose expectation is computed at a time
-_PEOPLE = (
-    300  # directors, actors and writers at most, each: their long tail is drawn from a dense (films, people) block
-)
+_PEOPLE = 300  # directors, actors and writers at most, each: they are drawn from a dense block of films and people
 _GENRES = _words("Action Adventure Animation Children's Comedy Crime Drama Fantasy Film-Noir Horror Romance Sci-Fi")
 _ADJECTIVES = _words("Quiet Broken Silver Distant Burning Hidden Last Crimson Empty Golden Restless Frozen Lonely Wild")
 _NOUNS = _words("Harbour Garden Signal Winter Mirror Orchard Empire Letter Bridge Station Island Promise Engine River")
