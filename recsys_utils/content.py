@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
 
 from recsys_utils.interactions import Interactions, item_counts
@@ -117,8 +117,10 @@ def analyse(document: Sequence[str]) -> Iterator[str]:
 class Tfidf:
     """TF-IDF vectors of typed tokens: tf * (1 + ln((1 + N) / (1 + df))), rows scaled to length 1.
 
-    The ``max_features`` terms most frequent in the corpus, among those in at least 2 films and at most 80 % of them.
-    In fewer than 100 films, and where nothing would be left, one film is enough.
+    The ``max_features`` terms most frequent in the corpus, among those in at least 2 films and at most 80 % of them;
+    of equally frequent ones the first in alphabetical order. (TfidfVectorizer's own limit sorts them unstably, so that
+    the vocabulary would depend on the processor.) In fewer than 100 films, and where nothing would be left, one film is
+    enough.
 
     Parameters
     ----------
@@ -141,18 +143,18 @@ class Tfidf:
             raise InputError(f"None of the {len(documents)} films has any of the chosen metadata; choose other fields.")
         attempts = [(2, 0.8), (1, 0.8), (1, 1.0)]
         for min_df, max_df in attempts[len(documents) < SMALL_CORPUS :]:
-            vectorizer = TfidfVectorizer(
-                analyzer=analyse, max_features=self.max_features, min_df=min_df, max_df=max_df, norm="l2",
-                dtype=np.float32,
-            )  # fmt: skip
+            vectorizer = CountVectorizer(analyzer=analyse, min_df=min_df, max_df=max_df, dtype=np.float32)
             try:
-                self.vectors = csr_matrix(vectorizer.fit_transform(documents))
+                counts = csr_matrix(vectorizer.fit_transform(documents))
                 break
             except ValueError:  # scikit-learn's way to say that pruning left no term
                 if max_df == 1.0:
                     raise
+        frequency = counts.sum(axis=0, dtype=np.float64).A1  # of terms in alphabetical order
+        kept = np.sort(np.argsort(-frequency, kind="stable")[: self.max_features])
+        self.vectors = csr_matrix(TfidfTransformer(norm="l2").fit_transform(counts[:, kept]), dtype=np.float32)
         self.vectors.sort_indices()
-        self.tokens = np.asarray(vectorizer.get_feature_names_out(), dtype=np.str_)
+        self.tokens = np.asarray(vectorizer.get_feature_names_out()[kept], dtype=np.str_)
         return self
 
 

@@ -111,6 +111,13 @@ def test_the_vocabulary_keeps_the_most_frequent_terms() -> None:
     assert Tfidf(max_features=2).fit(documents).tokens.tolist() == ["genre:often", "genre:rare"]
 
 
+def test_of_equally_frequent_terms_the_first_in_the_alphabet_are_kept() -> None:
+    names = [f"{a}{b}" for a in "qwertyuiopasdfghjklzxcvbnm" for b in "etaoinshrdlu"]  # 312: too many to sort by chance
+    documents = [[f"actor:{name}" for name in names], [f"actor:{name}" for name in reversed(names)]]
+    kept = Tfidf(max_features=100).fit(documents).tokens.tolist()
+    assert kept == sorted(f"actor:{name}" for name in names)[:100]
+
+
 def test_films_without_metadata_are_an_input_error() -> None:
     with pytest.raises(InputError, match="None of the 2 films"):
         Tfidf().fit([[], []])
