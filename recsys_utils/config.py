@@ -277,6 +277,15 @@ class Parameters(_Section):
     freshness: Freshness = Field(alias="09_freshness")
     export: Export = Field(alias="10_export")
     findings: Findings = Field(alias="11_findings", default_factory=Findings)
+    budget_seconds: dict[str, Annotated[float, Field(gt=0)]] = {}  # decides nothing: run.json sets it beside what was
+
+    @field_validator("budget_seconds")
+    @classmethod
+    def _of_stages(cls, budgets: dict[str, float]) -> dict[str, float]:
+        stages = {field.alias for field in cls.model_fields.values()} - {None}
+        if unknown := sorted(budgets.keys() - stages):
+            raise ValueError(f"{unknown[0]} is no stage; there are {', '.join(sorted(filter(None, stages)))}")
+        return budgets
 
     def for_stage(self, stage: str) -> dict[str, Any]:
         """What the notebook of ``stage`` receives from this file: its section, and for 01_ingest the data set."""

@@ -85,9 +85,10 @@ class Progress:
             self.told[stage] = now
             self._set(stage, f"cell {number}/{of}, {duration(now - self.began[stage])}")
 
-    def finish(self, stage: str) -> None:
-        self.took[stage] = time.perf_counter() - self.began[stage]
-        self._set(stage, f"done in {duration(self.took[stage])}")
+    def finish(self, stage: str, budget: float | None = None) -> None:
+        took = self.took[stage] = time.perf_counter() - self.began[stage]
+        over = f", over its budget of {duration(budget)}" if budget and took > budget else ""
+        self._set(stage, f"done in {duration(took)}{over}")
 
     def fail(self, stage: str, message: str) -> None:
         self._set(stage, "failed")

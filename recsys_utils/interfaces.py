@@ -20,6 +20,7 @@ RATING = "rating"
 TIMESTAMP = "timestamp"
 RANK = "rank"
 SCORE = "score"
+SCOPE = "scope.json"  # of a stage: ratings fitted and users evaluated
 MOST_RATED = 15_000  # items that models of all pairs of items compare unless told otherwise
 
 Scores = NDArray[np.float32]

@@ -29,7 +29,7 @@ from typing import Any
 
 from recsys_utils.cluster import opened
 from recsys_utils.execute import Progress, start_job
-from recsys_utils.interfaces import InputError
+from recsys_utils.interfaces import SCOPE, InputError
 
 CHAIN: dict[str, tuple[str, ...]] = {
     "01_ingest": (),
@@ -95,6 +95,10 @@ class Plan:
     @property
     def report(self) -> Path:
         return self.root / "reports" / self.name
+
+    def budget(self, stage: str) -> float | None:
+        """Seconds that a stage is meant to take at most on two cores; None: nothing is said."""
+        return dict(self.settings.get("budget_seconds", {})).get(stage)
 
     def folder(self, stage: str) -> Path:
         """Where a stage's outputs stand."""
@@ -343,7 +347,7 @@ class _Run:
         _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
         _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
         _replace(working, target)
-        self.progress.finish(stage)
+        self.progress.finish(stage, self.plan.budget(stage))
         return True
 
     def _process(self, stage: str, job: dict[str, Any]) -> float:
@@ -560,7 +564,8 @@ _ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "noun", 
 
 
 def run_record(plan: Plan) -> dict[str, Any]:
-    """run.json: parameters, commit, data hashes, versions, seconds and peak MB per stage; no environment variable."""
+    """run.json: parameters, commit, data hashes, versions; per stage seconds, budget, peak MB, ratings fitted, users
+    evaluated; no environment variable."""
     first = next(iter(plan.needs))
     meta = _read_json(plan.workspace / first / "meta.json")
     return {
@@ -570,8 +575,15 @@ def run_record(plan: Plan) -> dict[str, Any]:
         "git": _git(plan.root),
         "data": {key: meta[key] for key in _ABOUT_DATA if key in meta},
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
-        "stages": {stage: _read_json(plan.workspace / stage / TIMINGS) for stage in plan.needs},
+        "stages": {stage: _stage_record(plan, stage) for stage in plan.needs},
     }
+
+
+def _stage_record(plan: Plan, stage: str) -> dict[str, Any]:
+    """What a stage took, what it was meant to take at most, and how much data it saw."""
+    took, seen = (_read_json(plan.workspace / stage / name) for name in (TIMINGS, SCOPE))
+    budget = {"budget_seconds": plan.budget(stage)} if took and plan.budget(stage) else {}
+    return {**took, **seen, **budget}
 
 
 def _git(root: Path) -> dict[str, Any]:

@@ -224,16 +224,29 @@ def _provenance(run: dict[str, Any]) -> str:
     lines = [f"- Commit: {commit}", f"- Root seed: {run['seed']}", f"- Python {run['versions']['python']}"]
     terms = [data.get("licence"), data.get("source"), *data.get("attribution", [])]
     lines += [f"- Data: {text}" for text in dict.fromkeys(terms) if isinstance(text, str)]
-    stages = [[stage, f"{t['seconds']:.1f}", f"{t['peak_mb']:,}"] for stage, t in run["stages"].items() if t]
+    columns = {
+        "seconds": "seconds", "budget_seconds": "budget, seconds", "peak_mb": "peak MB (largest process)",
+        "ratings_fitted": "ratings fitted", "users_evaluated": "users evaluated",
+    }  # fmt: skip
+    took = pd.DataFrame.from_dict(run["stages"], orient="index").reindex(columns=list(columns)).dropna(how="all")
+    stages = [[stage, *(_whole(value) for value in row)] for stage, *row in took.itertuples()]
     parameters = json.dumps(run["parameters"], indent=1, ensure_ascii=False)
     return "\n".join(
         [
             *lines,
             "",
-            _pipe_table(["stage", "seconds", "peak MB (largest process)"], stages),
+            _pipe_table(["stage", *columns.values()], stages),
             f"\n<details><summary>Parameters</summary>\n\n```json\n{parameters}\n```\n\n</details>\n",
         ]
     )
+
+
+def _whole(value: float) -> str:
+    """
+    >>> _whole(1234.5), _whole(float("nan"))
+    ('1,234', '')
+    """
+    return "" if pd.isna(value) else f"{value:,.0f}"
 
 
 def _files(report: Path) -> str:

@@ -15,7 +15,7 @@ from recsys_utils import cluster, figures
 from recsys_utils.content import FIELDS
 from recsys_utils.decisions import primary_contrast
 from recsys_utils.interactions import Interactions, read_interactions
-from recsys_utils.interfaces import InputError, child_rng, child_seed
+from recsys_utils.interfaces import SCOPE, InputError, child_rng, child_seed
 from recsys_utils.significance import MARGIN, Estimate
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
@@ -194,10 +194,17 @@ class Stage:
         row = primary_contrast(question, contrast, difference, margin)
         self._primaries.append({key: _plain(value) for key, value in row.items()})
 
-    def close(self) -> None:
-        """Write metrics.csv, findings.json and primary.json; call once, in the last cell."""
+    def close(self, *, fitted: int = 0, evaluated: int = 0) -> None:
+        """Write metrics.csv, findings.json, primary.json and scope.json; call once, in the last cell.
+
+        Parameters
+        ----------
+        fitted : ratings that the stage's models learn from, test parts included; of several data sets the largest
+        evaluated : users whom its intervals are over, at most
+        """
         if self.output is None:
             return
+        self.save(SCOPE, {"ratings_fitted": fitted, "users_evaluated": evaluated})
         rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
         write_csv(rows, self.output / "metrics.csv")
         self.save("findings.json", self._findings)

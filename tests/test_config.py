@@ -148,3 +148,11 @@ def test_a_store_without_a_password_may_stand_in_parameters(url: str) -> None:
 def test_a_key_that_one_section_has_needs_no_section() -> None:
     assert config.load(SMOKE, ["accuracy=full"]).grid.accuracy == "full"
     assert config.load(SMOKE, ["seed=7"]).seed == 7  # a key of the whole file stays one
+
+
+def test_a_budget_is_of_a_stage() -> None:
+    assert config.load(SMOKE, ["budget_seconds.01_ingest=5"]).budget_seconds["01_ingest"] == 5
+    with pytest.raises(InputError, match=r"02_ingest is no stage; there are 01_ingest, 02_content_tfidf"):
+        config.load(SMOKE, ["budget_seconds.02_ingest=5"])
+    with pytest.raises(InputError, match="greater than 0"):
+        config.load(SMOKE, ["budget_seconds.01_ingest=0"])

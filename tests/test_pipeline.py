@@ -313,6 +313,24 @@ def test_an_edit_while_a_stage_runs_makes_it_due_again(project: Path) -> None:
     assert pipeline.ingredients(plan(project), "b") != pipeline.manifest(plan(project), "b")["made_from"]
 
 
+def test_run_record_sets_the_budget_and_what_was_seen_beside_what_it_took(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scope = {"ratings_fitted": 3, "users_evaluated": 2}
+    notebook(project / "notebooks/a.ipynb", f"(folder / 'scope.json').write_text({json.dumps(scope)!r})", x=1.0)
+    budgets = {"a": 0.01, "b": 900.0}
+    toy = plan(project, needs={"a": (), "b": ("a",)}, settings={"budget_seconds": budgets})
+    notebook(project / "notebooks/b.ipynb", "pass")
+    assert run(toy, plain=True) == 0
+    stages = pipeline.run_record(toy)["stages"]
+    assert {key: stages["a"][key] for key in scope} == scope
+    assert {stage: stages[stage]["budget_seconds"] for stage in stages} == budgets
+    assert "ratings_fitted" not in stages["b"]
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "done in" in line}
+    assert told["a"].endswith("over its budget of 0.0 s")
+    assert "budget" not in told["b"]
+
+
 def test_run_record_says_unknown_outside_git(project: Path) -> None:
     assert run(plan(project)) == 0
     record = pipeline.run_record(plan(project))

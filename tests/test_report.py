@@ -89,6 +89,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / ORDER[1] / "bundle").mkdir()
     (base / ORDER[1] / "bundle" / "meta.json").write_text("{}")
     stages = {stage: {"seconds": 1.5, "peak_mb": 100} for stage in ORDER}
+    stages[ORDER[0]] |= {"budget_seconds": 20.0, "ratings_fitted": 1234, "users_evaluated": 56}
     run = {"run": "toy", "seed": 1, "parameters": {"k": 1}, "git": {"commit": "unknown", "dirty": None},
            "data": {"dataset": "toy", "licence": "free"}, "versions": {"python": "3.11"}, "stages": stages}  # fmt: skip
     (base / "run.json").write_text(json.dumps(run))
@@ -117,6 +118,19 @@ def test_everything_stands_where_the_design_says(site: Path) -> None:
     rows = pd.read_csv(site / "tables/metrics.csv", keep_default_na=False)
     assert list(rows.columns) == METRIC_COLUMNS
     assert rows["stage"].tolist() == [ORDER[0]] * 3 + [ORDER[1]]
+
+
+def test_the_first_page_says_what_each_stage_took_and_saw(site: Path) -> None:
+    rows = {cells[0]: cells[1:] for cells in table_rows((site / "index.html").read_text()) if cells[0] in ORDER}
+    assert rows == {ORDER[0]: ["2", "20", "100", "1,234", "56"], ORDER[1]: ["2", "", "100", "", ""]}
+
+
+def table_rows(page: str) -> list[list[str]]:
+    found = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    return [
+        [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)] or [""]
+        for row in found
+    ]
 
 
 class Loads(HTMLParser):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from recsys_utils.content import FIELDS
-from recsys_utils.interfaces import RATING
+from recsys_utils.interfaces import RATING, SCOPE
 from recsys_utils.stage import PANEL, Stage
 
 
@@ -43,3 +43,10 @@ def test_later_stages_read_the_panel_unless_they_ask_for_everyone(tmp_path: Path
     assert len(stage.splits()) == 1
     assert len(stage.splits(everyone=True)) == 2
     assert len(stage.read("01_ingest", "item_folds.parquet")) == 1
+
+
+def test_the_end_tells_what_was_seen(tmp_path: Path) -> None:
+    stage = Stage("02_content_tfidf", workspace=str(tmp_path), output=str(tmp_path / "out"))
+    stage.close(fitted=100, evaluated=7)
+    told = json.loads((tmp_path / "out" / SCOPE).read_text())
+    assert told == {"ratings_fitted": 100, "users_evaluated": 7}
