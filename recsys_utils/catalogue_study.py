@@ -54,7 +54,7 @@ def filters(
     top : films of a catalogue of the most popular; at most a quarter of all
     rating : least mean on IMDb's scale of 1-10, mapped linearly to that of the data for their own means
     votes, count : least votes on IMDb, least ratings outside ``test``
-    later : the films of a later edition with their imdb_votes, for the join by id
+    later : the films of a later edition with their imdb_votes, for what it holds and for the join by id
     """
     train, scale = data.where(~test), data.scale
     counts = item_counts(train.user_item)
@@ -66,7 +66,8 @@ def filters(
     found |= {good: means >= least, known: counts >= count}
     found[f"{good}+{known}"] = found[good] & found[known]
     found["with-metadata"] = items[[f for f in FIELDS if f != "genres"]].map(len).any(axis=1).to_numpy()
-    found["mapped"] = items["movie_id"].notna().to_numpy()
+    if later is not None:
+        found["mapped"] = items["movie_id"].notna().to_numpy()
     their_votes = items["imdb_votes"].fillna(0).to_numpy(np.int64)
     good, known = f"imdb-rating-{rating:g}", f"imdb-votes-{votes}"
     found |= {good: items["imdb_rating"].fillna(0).to_numpy(float) >= rating, known: their_votes >= votes}

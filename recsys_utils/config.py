@@ -170,7 +170,6 @@ class NeighboursGrid(_Section):
     min_votes: int = Field(ge=1)
     sizes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     tune_size: int = Field(ge=1)
-    max_users: int = Field(ge=1)
     imdb_rating: float
     imdb_votes: int
     own_ratings: list[File] = []

@@ -25,6 +25,7 @@ _GRAPH = Source(
 )
 
 
+MOVIE_IDS = Path(__file__).with_name("ml_100k_movie_ids.csv")
 FEWEST = 10
 """Ratings below which no protocol tests a user: five to know and five to find."""
 
@@ -112,8 +113,6 @@ def build(
     else:
         assert archive is not None
         ratings, films = _ratings(fetched), _films(archive)
-    if dataset.url and not dataset.own_ids:
-        films["movie_id"] = films[ITEM]
     notes = []
     if merge_doubles:
         ratings, films, done = merge(ratings, films)
@@ -123,7 +122,9 @@ def build(
     if later is not None and dataset.own_ids:
         others = _films(later).merge(later.facts("links"), on=ITEM)
         walk = crosswalk.match(films, others, crosswalk.read_review(review, films, others) if review else None)
-    facts = _inside("links", fetched, later, walk)
+    if dataset.url:
+        films["movie_id"] = films[ITEM] if not dataset.own_ids else films[ITEM].map(_movie_ids(walk))
+    facts = _inside("links", fetched, later)
     known = catalogue.merge(films, facts).items[catalogue.IDS]
     files = [name for name in sources if name not in BUILT_IN]
     read = providers.read([Path(name) for name in files], known if others is None else pd.concat([known, others]))
@@ -135,7 +136,7 @@ def build(
         outside["tmdb"] = [told]
         notes += said
     for name in sources:
-        facts += outside[name] if name in outside else _inside(name, fetched, later, walk)
+        facts += outside[name] if name in outside else _inside(name, fetched, later)
     if others is not None:
         others = catalogue.merge(others, [one for one in facts if one.key == "imdb_id"]).items
     return Tables(ratings, catalogue.merge(films, facts), walk, others, notes=tuple(notes))
@@ -192,17 +193,31 @@ def _open_links(path: Path) -> Archive:
     return Archive(movielens.ML_LINKS, folders[0], "links")
 
 
-def _inside(name: str, fetched: Fetched, later: Archive | None, walk: Crosswalk | None) -> list[Facts]:
-    """What the archives at hand say about films under one of their sources; nothing where none has it."""
+def _movie_ids(walk: Crosswalk | None) -> dict[str, str]:
+    """movieId of the later editions by item_id of ML-100K: by the crosswalk if there is one, else as it was found.
+
+    What stands in the file is the crosswalk to latest-small, ids alone.
+    """
+    if walk is not None:
+        found = walk.table.dropna(subset="movieId")
+        return dict(zip(found[ITEM], found["movieId"], strict=True))
+    table = crosswalk.read_csv(MOVIE_IDS, MOVIE_IDS.name, [ITEM, "movie_id"])
+    return dict(zip(table[ITEM], table["movie_id"], strict=True))
+
+
+def _inside(name: str, fetched: Fetched, later: Archive | None) -> list[Facts]:
+    """What the archives at hand say about films under one of their sources; nothing where none has it.
+
+    A later edition and the film graph speak of movieIds; a data set of its own ids.
+    """
     for archive in (fetched.archive, fetched.graph, later):
         if archive is None or name not in archive.sources():
             continue
-        told = archive.facts(name)
-        if archive is later and walk is not None:
-            pairs = walk.table[[ITEM, "movieId"]].dropna().rename(columns={"movieId": "movie_id"})
-            told = told.rename(columns={ITEM: "movie_id"}).merge(pairs, on="movie_id")
+        told, key = archive.facts(name), ITEM
+        if archive is later or name == "graph":
+            told, key = told.rename(columns={ITEM: "movie_id"}), "movie_id"
         terms = Source(name, fetched.dataset.licence, f"MovieLens {name} ({archive.path.name}): {fetched.dataset.cite}")
-        return [Facts(_GRAPH if name == "graph" else terms, told)]
+        return [Facts(_GRAPH if name == "graph" else terms, told, key)]
     return []
 
 
