@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.preprocessing import normalize
 
 from recsys_utils.interactions import natural_order
@@ -148,22 +148,25 @@ def alike(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for field in [column for column in LISTS[1:] if column in items]:
         known = items[(items[field].map(len) > 0) & (items["genres"].map(len) > 0)]
-        vectors = normalize(genre_matrix(known["genres"].tolist())[0])
-        members = genre_matrix(known[field].tolist())[0].T.tocsr()
-        size = members.getnnz(axis=1)
-        pairs = int((size * (size - 1)).sum() // 2)
-        if not pairs:
+        kinds, members = (genre_matrix(known[column].tolist())[0] for column in ("genres", field))
+        if (members.getnnz(axis=0) < 2).all():
             continue
-
-        def cosine(order: NDArray[np.int_]) -> float:
-            totals = members @ vectors[order]
-            return float((totals.power(2).sum() - size.sum()) / 2 / pairs)
-
-        own = cosine(np.arange(len(known)))
-        dealt = np.array([cosine(rng.permutation(len(known))) for _ in range(ALIKE_DRAWS)])
+        vectors, members = normalize(kinds), members.T.tocsr()
+        own, pairs = _mean_cosine(members, vectors)
+        dealt = np.array([_mean_cosine(members, vectors[rng.permutation(len(known))])[0] for _ in range(ALIKE_DRAWS)])
         p = (1 + np.count_nonzero(dealt >= own)) / (1 + ALIKE_DRAWS)
         rows.append((field, len(known), pairs, own, dealt.mean(), p))
     return pd.DataFrame(rows, columns=["field", "films", "pairs", "cosine", "cosine_by_chance", "p"])
+
+
+def _mean_cosine(members: csr_matrix, vectors: csr_matrix) -> tuple[float, int]:
+    """Mean cosine of unit vectors (films, D) over the pairs of each group of films (groups, films), and their number.
+
+    The sum over the pairs of a group is (|sum v|^2 - n) / 2, so no pair is formed.
+    """
+    size = members.getnnz(axis=1)
+    pairs = int((size * (size - 1)).sum()) // 2
+    return float(((members @ vectors).power(2).sum() - size.sum()) / 2 / pairs), pairs
 
 
 def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_utils import datasets, movielens
+from recsys_utils import datasets, ingest, movielens
 from recsys_utils.archives import Member, folders_with
 from recsys_utils.crosswalk import (
     TitleIndex,
@@ -253,5 +253,8 @@ def test_ml_100k_is_mapped_to_latest_small_without_error(shared_data: Path) -> N
     possible = walk["told"].isin(set(others["imdb_id"]))
     assert walk["ratings"][known & possible].sum() >= 0.98 * walk["ratings"][possible].sum()
     assert walk["ratings"][known].sum() >= 0.98 * len(counts)  # DESIGN: 97 to 99.9 % can be had
+    kept = pd.read_csv(ingest.MOVIE_IDS, dtype=str)
+    assert kept["item_id"].tolist() == walk.loc[known, "item_id"].tolist(), "what ingest goes by without this edition"
+    assert kept["movie_id"].tolist() == walk.loc[known, "movieId"].tolist()
     cost = naive_join(walk, others, pd.DataFrame({"item_id": counts})).set_index("fate")
     assert cost["films"].to_dict() == {"the right film": 3, "another film": 1265, "no film": 414}
