@@ -69,18 +69,18 @@ def decision_table(findings: Sequence[Mapping[str, Any]], primaries: Sequence[Ma
 def what_would_change(row: Mapping[str, Any], p_holm: float) -> str:
     """How far the data are from another verdict: the margin or the number of users at which it turns.
 
-    A half-width h shrinks as 1 / sqrt(users): the interval reaches 0 at (h / value)^2 times as many users.
+    A half-width h shrinks as 1 / sqrt(users): the interval reaches 0 at (h / value)^2 times as many users. A
+    margin that holds the whole interval makes it a tie.
 
     >>> row = {"value": .1, "ci_low": .08, "ci_high": .12, "n": 900, "margin": .01, "verdict": "better"}
     >>> what_would_change(row, .001)
-    'fewer than 36 users, or a margin above 0.08'
+    'fewer than 36 users, or a margin above 0.12'
     """
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
-    half, nearest, farthest = (high - low) / 2, min(abs(low), abs(high)), max(abs(low), abs(high))
+    half, farthest = (high - low) / 2, max(abs(low), abs(high))
     if row["verdict"] in ("better", "worse"):
         users = (half / value) ** 2 * row["n"]
-        fewer = f"fewer than {users:.0f} users" if users >= 20 else "hardly fewer users"
-        text = f"{fewer}, or a margin above {nearest:.2g}"
+        text = f"fewer than {max(users, 20):.0f} users, or a margin above {farthest:.2g}"
         return text + ("" if p_holm <= FAMILY_ERROR else "; it does not survive the correction for several questions")
     if row["verdict"] == "tie":
         return f"a margin below {farthest:.2g}"

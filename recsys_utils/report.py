@@ -346,7 +346,7 @@ def _number(value: Any) -> str:
 
 
 def _interval(low: Any, high: Any) -> str:
-    return f"[{_number(low)}, {_number(high)}]" if low != high else "exact"
+    return f"[{_number(low)}, {_number(high)}]" if low != high else "no spread"
 
 
 # ---- the site

@@ -48,7 +48,8 @@ def test_without_contrasts_the_table_keeps_its_columns() -> None:
 @pytest.mark.parametrize(
     ("value", "half", "expected"),
     [
-        (0.1, 0.05, "fewer than 25 users, or a margin above 0.05"),  # (.05 / .1)^2 of 100
+        (0.1, 0.05, "fewer than 25 users, or a margin above 0.15"),  # (.05 / .1)^2 of 100; .1 + .05 is the far end
+        (0.2, 0.02, "fewer than 20 users, or a margin above 0.22"),  # (.02 / .2)^2 of 100 would be 1
         (0.002, 0.004, "a margin below 0.006"),
         (0.004, 0.012, "about 4.0 times as many users, if the difference stays what it is"),  # (.012 / (.01 - .004))^2
         (0.02, 0.04, "about 4.0 times as many users, if the difference stays what it is"),  # (.04 / .02)^2
@@ -56,6 +57,13 @@ def test_without_contrasts_the_table_keeps_its_columns() -> None:
 )
 def test_what_would_change(value: float, half: float, expected: str) -> None:
     assert decisions.what_would_change(contrast("x", value, half, 0.01), 0.01) == expected
+
+
+def test_at_the_margin_named_the_verdict_turns() -> None:
+    for value, half in ((0.1, 0.05), (-0.2, 0.02)):
+        margin = abs(value) + half
+        found = [verdict(Estimate(value, value - half, value + half, 100), m) for m in (0.99 * margin, 1.01 * margin)]
+        assert found == ["better" if value > 0 else "worse", "tie"]
 
 
 def test_the_share_of_users_at_which_a_verdict_turns_is_right() -> None:
