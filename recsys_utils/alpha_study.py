@@ -49,7 +49,8 @@ SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a ch
 SIMPLER = 0.003  # ndcg by which a mixture must beat a single model to be worth its weights
 CLOSE, CLOSE_SIZES = "random_0", (3, 10, 30)  # order and sizes of the comparisons that need ranks or boosting
 SHORTLIST = 100  # films that boosting orders
-BLOCK_SCORES = 20_000_000  # scores of one model held at a time, 80 MB
+BY_PLACE = ("rank", "reciprocal rank")  # normalisations that sort, once for both
+BLOCK_SCORES = 8_000_000  # scores of one model held at a time, 32 MB: there are two dozen of them
 
 
 class Signal(NamedTuple):
@@ -77,7 +78,7 @@ class Arrays(dict[str, Scores]):
     """The scores of each model for a block of profiles, computed when first asked for.
 
     Content stays as it is, a mixture weighs what its parts have here, all others are min-max normalised;
-    ``<model>|<rule>`` is what :func:`blend.normalise_by` makes of that.
+    ``<model>|<rule>`` is what :func:`blend.normalise_by` makes of that, ``<model>|place`` its :func:`blend.places`.
     """
 
     def __init__(self, models: Models, profiles: csr_matrix) -> None:
@@ -85,8 +86,13 @@ class Arrays(dict[str, Scores]):
 
     def __missing__(self, name: str) -> Scores:
         name_of, _, rule = name.partition("|")
-        if rule:
+        if rule == "place":
+            self[name] = blend.places(self[name_of], self.mask)
+        elif rule in BY_PLACE:
+            self[name] = blend.from_places(rule, self[f"{name_of}|place"], self.mask)
+        elif rule:
             self[name] = blend.normalise_by(rule, self[name_of], self.mask)
+        if rule:
             return self[name]
         model = self.models[name]
         first = self._name(model)

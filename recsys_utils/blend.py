@@ -188,12 +188,35 @@ def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Sc
         mean = scores.mean(axis=1, where=candidates, keepdims=True)
         spread = scores.std(axis=1, where=candidates, keepdims=True)
         return np.asarray((scores - mean) / np.where(spread > 0, spread, 1), np.float32)
-    order = np.argsort(np.where(candidates, -scores, np.inf), axis=1, kind="stable")
+    fused: Scores = from_places(rule, places(scores, candidates), candidates)
+    return fused
+
+
+def places(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Place of every item of a row by score, 0 for the first; ties to the lower index, who is no candidate behind all.
+
+    A score and its index make one whole number, so that a plain sort of numbers is a stable one of scores, several
+    times faster.
+
+    >>> places(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
+    [[2.0, 0.0, 1.0]]
+    """
+    bits = (np.where(candidates, -scores, np.float32(np.inf)) + np.float32(0)).view(np.int32)  # + 0: no -0.0 is left
+    ascending = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).astype(np.int64)  # floats' bits in the floats' order
+    order = np.sort(ascending << 32 | np.arange(scores.shape[1]), axis=1) & (2**32 - 1)
     place = np.empty(scores.shape, np.float32)
     np.put_along_axis(place, order, np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
+    return place
+
+
+def from_places(rule: str, place: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """What the rules ``rank`` and ``reciprocal rank`` of :func:`normalise_by` make of :func:`places`."""
+    if rule == "reciprocal rank":
+        fused: Scores = (1 / (RRF + 1 + place)).astype(np.float32)
+        return fused
     last = np.maximum(candidates.sum(axis=1, keepdims=True) - 1, 1)
-    fused: Scores = (1 - place / last if rule == "rank" else 1 / (RRF + 1 + place)).astype(np.float32)
-    return fused
+    falling: Scores = (1 - place / last).astype(np.float32)
+    return falling
 
 
 RRF = 60  # of reciprocal rank fusion, as in its paper

@@ -25,6 +25,7 @@ from recsys_utils.blend import (
     never_down,
     normalise,
     normalise_by,
+    places,
     sigmoid,
     simplex,
     tunable_curves,
@@ -360,3 +361,13 @@ def test_weights_that_add_up_to_no_whole_are_refused(sizes: list[int], weights: 
 def test_candidates_are_what_the_profile_lacks() -> None:
     profiles = csr_matrix(np.array([[0, 5, 0], [0, 0, 0]], np.float32))
     assert candidates(profiles).tolist() == [[True, False, True], [True, True, True]]
+
+
+def test_places_are_those_of_a_stable_sort() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.standard_normal((40, 300)).astype(np.float32).round(1)  # many ties
+    scores[:, :4] = [0.0, -0.0, 1e-38, -1e-38]
+    mask = rng.random(scores.shape) < 0.9
+    order = np.argsort(np.where(mask, -scores, np.inf), axis=1, kind="stable")
+    expected = np.argsort(order, axis=1)  # the inverse of a permutation
+    assert np.array_equal(places(scores, mask), expected)
