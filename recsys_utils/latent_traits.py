@@ -8,7 +8,7 @@ Options: noise that differs between users and items, ratings as ordered categori
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import erfc
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,7 +31,7 @@ _DAMPING = 5.0  # ratings added to each count in the biases that the ascent star
 _PATIENCE = 4  # sweeps without a gain on the held-out ratings after which a trial ends
 _LEAST = 1e-8  # of a prior variance: what evidence has ruled out stays finite
 _SHAPES = 1.5, 1e6  # of the prior of relative precisions: below 1 an unknown row's noise would have no mean
-_LEVELS = 20  # distinct ratings at most that are taken as ordered categories
+MOST_LEVELS = 20  # distinct ratings at most that are taken as ordered categories
 _FAR = 1e9  # the outer cut points, finite so that 0 * _FAR = 0
 _INNER, _ENOUGH = 50, 1e-6  # rounds at most, and the change that ends them, of a fold-in without a closed form
 _DELAY, _FORGETTING = 1.0, 0.6  # tau and kappa: batch t, from 0, moves the items by (t + tau)^-kappa
@@ -96,7 +96,7 @@ def memory_estimate(users: int, items: int, ratings: int, n_factors: int) -> flo
 
 @dataclass
 class LatentTraits(_RatingModel):
-    r"""Variational matrix factorisation with learned priors: ``r ~ N(mu + theta_u . beta_m + b_u + b_m, noise)``.
+    r"""Variational matrix factorisation with learned priors: ``r ~ N(mu + theta_u . beta_m + b_u + b_m, noise_um)``.
 
     ``theta_uk ~ N(0, user_prior_k)``, ``beta_mk ~ N(0, item_prior_k)``, biases likewise. ``q = prod_u q(theta_u, b_u)
     prod_m q(beta_m, b_m)``, each factor normal with a full covariance, fitted by coordinate ascent on the evidence
@@ -105,15 +105,16 @@ class LatentTraits(_RatingModel):
     Carried to its end that may prune more than is good for new ratings, so the number of sweeps is the one with the
     best predictive likelihood of ratings held out of the training part; the final fit uses all of it.
 
-    *Varied noise*: the variance is ``noise / (a_u g_m)`` with relative precisions ``a_u ~ Gamma(s, s)``,
+    *Noise* that varies has the variance ``noise / (a_u g_m)`` with relative precisions ``a_u ~ Gamma(s, s)``,
     ``g_m ~ Gamma(t, t)``, mean 1, whose posteriors are gamma too and whose shapes maximise the bound. Careless users
     and divisive items then weigh less and get wider intervals; the predictive variance holds
     ``noise E[1 / a_u] E[1 / g_m]``.
 
     *Ordinal* (ordered probit): a rating is the l-th of L values if ``z ~ N(f, noise / (a_u g_m))`` lies between the cut
     points l - 1 and l. q(z) is that normal truncated to the range, its mean stands in for the rating, and the cuts
-    maximise the bound. Location and unit of z are free, so mu and noise stay where they begin: the ratings' mean and
-    half their variance. Expectation and deviation are those of the :meth:`probabilities`, on the rating scale.
+    maximise the bound. Location and unit of z are free: mu stays the ratings' mean and the noise half their variance,
+    but for the factors that relative precisions hand over. Expectation and deviation are those of the
+    :meth:`probabilities`, on the rating scale.
 
     *Mini-batches*: ``batch_users`` at a time are updated as above; the sums over ratings that make an item's posterior
     then move towards those of the batch, scaled to all its ratings, by ``(t + 1)^-.6`` for an item with its usual share
@@ -137,7 +138,7 @@ class LatentTraits(_RatingModel):
     taste : share of the ratings' variance that the traits are given to begin with, > 0
     learned : learn the variances; False keeps those of the beginning (to show what it costs)
     biased : with b_u, b_m and mu; False leaves them out (to show what it costs)
-    varied_noise : every user and item has a noise of its own
+    varied_noise : every user and item has a noise of its own; False gives all the same
     likelihood : of ratings as numbers, or as ordered categories ("ordinal", at most 20 values)
     batch_users : users in a mini-batch; 0 = every step takes all
     seed : of the held-out ratings, of the truncated SVD it starts from and of the batches
@@ -167,7 +168,7 @@ class LatentTraits(_RatingModel):
     taste: float = 0.25
     learned: bool = True
     biased: bool = True
-    varied_noise: bool = False
+    varied_noise: bool = True
     likelihood: Literal["gaussian", "ordinal"] = "gaussian"
     batch_users: int = 0
     seed: int = 0
@@ -208,9 +209,9 @@ class LatentTraits(_RatingModel):
         if self.likelihood == "ordinal":
             if self.batch_users:
                 raise InputError("Ordinal ratings are not fitted in mini-batches; set batch_users to 0.")
-            if (levels := len(np.unique(train.rating))) > _LEVELS:
+            if (levels := len(np.unique(train.rating))) > MOST_LEVELS:
                 raise InputError(
-                    f"The ratings take {levels} values; as ordered categories at most {_LEVELS} are fitted. "
+                    f"The ratings take {levels} values; as ordered categories at most {MOST_LEVELS} are fitted. "
                     'Use likelihood="gaussian".'
                 )
 
@@ -235,7 +236,8 @@ class LatentTraits(_RatingModel):
     def _sweep(self, rated: csr_matrix, columns: csr_matrix, sides: tuple[Side, Side]) -> float:
         entropy = self._update(0, rated, *sides).entropy
         sums = self._update(1, columns, *sides[::-1])
-        return self._learn(rated, columns, sides, sums, entropy + sums.entropy)
+        units = self._rescale(rated, columns, sides)
+        return self._learn(rated, columns, sides, sums.per(units.prod()), entropy + sums.entropy)
 
     def _update(
         self, which: int, matrix: csr_matrix, own: Side, other: Side, rounds: int = 1, memory: _Memory | None = None
@@ -294,6 +296,20 @@ class LatentTraits(_RatingModel):
         items.moment[:, _diagonal(width)] += 0.1 * self.item_prior
         return users, items
 
+    def _rescale(self, rated: csr_matrix, columns: csr_matrix, sides: tuple[Side, Side]) -> Floats:
+        """Make the relative precisions of each side 1 on average; returns what they were.
+
+        The noise takes the factors, so no rating's variance changes and the priors, with mean 1, gain most. Without
+        this step the ascent would take hundreds of sweeps to settle what is noise and what precision.
+        """
+        units = np.ones(2)
+        if self.varied_noise:
+            for which, (side, known) in enumerate(zip(sides, _known(rated, columns, sides), strict=True)):
+                units[which] = side.precision[known, 0].mean()
+                side.precision[known] *= [1 / units[which], units[which]]
+        self.noise = self.noise / units.prod()
+        return units
+
     def _learn(
         self, rated: csr_matrix, columns: csr_matrix, sides: tuple[Side, Side], sums: _Sums, entropy: float
     ) -> float:
@@ -309,10 +325,8 @@ class LatentTraits(_RatingModel):
                 squared -= sums.residual**2 / sums.weight
             self.noise = np.asarray(squared / n)
             bound -= n / 2 * (np.log(2 * np.pi * squared / n) + 1)
-        for which, (side, matrix) in enumerate(zip(sides, (rated, columns), strict=True)):
-            counts, prior = np.diff(matrix.indptr), (self.user_prior, self.item_prior)[which]
-            # rows without ratings stay at the prior and tell nothing about it; those of batches to come are empty
-            known = (counts > 0) & (side.moment[:, -1] > 0)
+        for which, (side, known) in enumerate(zip(sides, _known(rated, columns, sides), strict=True)):
+            counts, prior = np.diff((rated, columns)[which].indptr), (self.user_prior, self.item_prior)[which]
             second = side.moment[:, _diagonal(len(prior))][known].mean(axis=0, dtype=np.float64)
             if self.learned:
                 free = slice(None) if self.biased else slice(-1)
@@ -519,6 +533,13 @@ class _Sums:
     weight: float  # sum of w
     spread: float  # sum of w var(prediction); of ordinal ratings only
 
+    def per(self, unit: float) -> _Sums:
+        """The sums for w in a new unit."""
+        return replace(
+            self, squared=self.squared / unit, residual=self.residual / unit, weight=self.weight / unit,
+            spread=self.spread / unit,
+        )  # fmt: skip
+
 
 @dataclass
 class _Memory:
@@ -557,9 +578,19 @@ class _Batches:
             users.mean[rows], users.moment[rows], users.precision[rows] = own.mean, own.moment, own.precision
             self.memory.step = (self.seen + _DELAY) ** -_FORGETTING
             sums = self.model._update(1, part.T.tocsr(), items, own, memory=self.memory)
-            bound = self.model._learn(rated, columns, sides, sums, entropy + sums.entropy)
+            units = self.model._rescale(rated, columns, sides)
+            self.memory.sums /= np.float32(units[0])  # they are weighted by the precisions of users
+            bound = self.model._learn(rated, columns, sides, sums.per(units.prod()), entropy + sums.entropy)
             self.seen += 1
         return bound
+
+
+def _known(rated: csr_matrix, columns: csr_matrix, sides: tuple[Side, Side]) -> list[NDArray[np.bool_]]:
+    """Rows that tell something about the priors: neither those without ratings nor, still empty, of batches to come."""
+    return [
+        (np.diff(matrix.indptr) > 0) & (side.moment[:, -1] > 0)
+        for side, matrix in zip(sides, (rated, columns), strict=True)
+    ]
 
 
 def _gammas(mean: Floats, counts: NDArray[Any], shape: float, *, latent: bool) -> tuple[float, float]:
@@ -721,7 +752,7 @@ def _update(  # type: ignore[no-untyped-def]
     for row in range(len(indptr) - 1):
         longest = max(longest, indptr[row + 1] - indptr[row])
     latent = np.empty(longest if len(edges) > 0 else 0)
-    covariance = matrix
+    covariance = np.linalg.inv(np.eye(d))  # of the layout that inv returns
     all_squared = all_residual = log_dets = all_weight = all_spread = 0.0
     for row in range(len(indptr) - 1):
         part = slice(indptr[row], indptr[row + 1])
