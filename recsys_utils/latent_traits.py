@@ -307,14 +307,14 @@ class LatentTraits(_RatingModel):
             for which, (side, known) in enumerate(zip(sides, _known(rated, columns, sides), strict=True)):
                 units[which] = side.precision[known, 0].mean()
                 side.precision[known] *= [1 / units[which], units[which]]
-        self.noise = self.noise / units.prod()
+        self.noise = np.asarray(self.noise / units.prod())
         return units
 
     def _learn(
         self, rated: csr_matrix, columns: csr_matrix, sides: tuple[Side, Side], sums: _Sums, entropy: float
     ) -> float:
         """Mean, noise (or cut points), shapes and prior variances that maximise the bound, and the bound there."""
-        n = rated.nnz
+        n = sums.ratings
         bound = entropy / 2
         if self.likelihood == "ordinal":
             bound += self._recut(columns, sides) - sums.spread / (2 * float(self.noise))
@@ -532,6 +532,7 @@ class _Sums:
     entropy: float  # sum of the log determinants of the covariances of rated rows
     weight: float  # sum of w
     spread: float  # sum of w var(prediction); of ordinal ratings only
+    ratings: float  # how many there are; in the first batches those of items not yet seen are missing
 
     def per(self, unit: float) -> _Sums:
         """The sums for w in a new unit."""
@@ -753,7 +754,7 @@ def _update(  # type: ignore[no-untyped-def]
         longest = max(longest, indptr[row + 1] - indptr[row])
     latent = np.empty(longest if len(edges) > 0 else 0)
     covariance = np.linalg.inv(np.eye(d))  # of the layout that inv returns
-    all_squared = all_residual = log_dets = all_weight = all_spread = 0.0
+    all_squared = all_residual = log_dets = all_weight = all_spread = ratings = 0.0
     for row in range(len(indptr) - 1):
         part = slice(indptr[row], indptr[row + 1])
         n, count = indptr[row + 1] - indptr[row], counts[row]
@@ -803,6 +804,7 @@ def _update(  # type: ignore[no-untyped-def]
             all_squared += weight * squared
             all_residual += weight * (target[d - 1] - traits[: d - 1] @ mean[: d - 1] - traits[d - 1] * mean[d - 1])
             all_weight += weight * traits[d - 1]
+            ratings += count
             log_dets -= np.linalg.slogdet(matrix)[1]
             if len(edges) > 0:
                 error = 0.0
@@ -810,4 +812,4 @@ def _update(  # type: ignore[no-untyped-def]
                     item = items[indptr[row] + e]
                     error += weights[item] * (latent[e] - _expected(mean, other[item])) ** 2
                 all_spread += weight * (squared - error)
-    return all_squared, all_residual, log_dets, all_weight, all_spread
+    return all_squared, all_residual, log_dets, all_weight, all_spread, ratings
