@@ -6,6 +6,7 @@ Another model and another algorithm, so only time is compared; the noise that is
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import surprise
@@ -22,21 +23,34 @@ FACTORS, SWEEPS = 20, 3
 LARGEST_FOR_SURPRISE = 2_000_000  # its lists of Python objects take a hundred bytes a rating, twice
 
 
+def pairs(users: int, items: int, ratings: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct pairs, (ratings,) int32 each, sorted, long-tailed on both sides.
+
+    They are drawn for some users at a time: drawing all at once took more memory than the fit that is measured.
+    """
+    user, item = (np.empty(ratings, np.int32) for _ in range(2))
+    blocks = max(1, ratings >> 20)
+    edges = np.unique((users * (np.arange(blocks + 1) / blocks) ** 1.5).astype(int))
+    ends = np.rint(ratings * (edges / users) ** (1 / 1.5)).astype(int)
+    for (low, start), (high, end) in pairwise(zip(edges, ends, strict=True)):
+        found = np.empty(0, np.int64)
+        while len(found) < end - start:  # a pair drawn twice counts once
+            more = int(1.3 * (end - start - len(found))) + 1000
+            row = users * rng.uniform((low / users) ** (1 / 1.5), (high / users) ** (1 / 1.5), more) ** 1.5
+            column = (items * rng.random(more) ** 3.0).astype(np.int64)
+            drawn = np.clip(row, low, high - 1).astype(np.int64) * items + column
+            found = np.unique(np.concatenate([found, drawn]))
+        user[start:end], item[start:end] = np.divmod(np.sort(rng.permutation(found)[: end - start]), items)
+    return user, item
+
+
 def planted(ratings: int, seed: int = 0, traits: int = 8) -> Interactions:
     """Ratings with MovieLens 25M's proportions, long-tailed on both sides, from traits and biases plus noise."""
     rng = child_rng(seed, "bench", ratings)
     users, items = (max(50, int(n * (ratings / FULL[2]) ** 0.5)) for n in FULL[:2])
     if ratings >= FULL[2]:
         users, items = FULL[:2]
-    user = np.empty(0, np.int64)
-    pairs = user
-    while len(pairs) < ratings:  # a pair drawn twice counts once
-        more = int(1.3 * (ratings - len(pairs))) + 1000
-        row, column = (n * rng.random(more) ** p for n, p in ((users, 1.5), (items, 3.0)))
-        pairs = np.unique(np.concatenate([pairs, row.astype(np.int64) * items + column.astype(np.int64)]))
-    pairs = np.sort(rng.permutation(pairs)[:ratings])
-    user, item = (part.astype(np.int32) for part in np.divmod(pairs, items))
-    del pairs
+    user, item = pairs(users, items, ratings, rng)
     theta, beta = (rng.standard_normal((n, traits), np.float32) * np.float32(0.45) for n in (users, items))
     own, other = (np.float32(s) * rng.standard_normal(n, np.float32) for s, n in ((0.35, users), (0.45, items)))
     rating = np.empty(ratings, np.float32)

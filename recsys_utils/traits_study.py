@@ -33,11 +33,13 @@ class OutOfFold:
 
     table : a row a predicted rating, in the order of the data: mean (not clipped), deviation, truncated (deviation
         without the product and bias terms)
+    chances : (N, L) probabilities of the values that occur in the data by ordinal models; (N, 0) by others
     models : the fitted model of each fold, in order of the folds
     trials : fold, n_factors, sweep, likelihood (nats a held-out rating)
     """
 
     table: pd.DataFrame
+    chances: Floats
     models: list[LatentTraits]
     trials: pd.DataFrame
 
@@ -48,12 +50,14 @@ def out_of_fold(data: Interactions, fold: NDArray[np.int8], options: Sequence[La
     Ratings of a negative fold are in every training part and are not predicted.
     """
     folds = [int(f) for f in np.unique(fold) if f >= 0]
-    table = pd.DataFrame(np.nan, index=range(len(data)), columns=["mean", "deviation", "truncated"])
     done = Parallel(n_jobs=jobs)(delayed(_one_fold)(data, fold == f, options) for f in folds)
-    for f, (_, found, _) in zip(folds, done, strict=True):
-        table.loc[fold == f] = found
+    found = np.full((len(data), done[0][1].shape[1]), np.nan)
+    for f, (_, predicted, _) in zip(folds, done, strict=True):
+        found[fold == f] = predicted
+    found = found[fold >= 0]
+    table = pd.DataFrame(found[:, :3], columns=["mean", "deviation", "truncated"])
     trials = pd.concat([trial.assign(fold=f) for f, (_, _, trial) in zip(folds, done, strict=True)], ignore_index=True)
-    return OutOfFold(table[fold >= 0].reset_index(drop=True), [model for model, _, _ in done], trials)
+    return OutOfFold(table, found[:, 3:], [model for model, _, _ in done], trials)
 
 
 def _one_fold(
@@ -62,7 +66,13 @@ def _one_fold(
     train, held = data.where(~test), data.where(test)
     model, trials = chosen(train, options)
     where = train.user_item, held.user, held.item
-    return model, np.column_stack([*model.at(*where), model.truncated_deviation(*where)]), trials
+    columns = [*model.at(*where), model.truncated_deviation(*where)]
+    if model.likelihood == "ordinal":
+        values = np.unique(data.rating)
+        chances = np.zeros((len(held), len(values)))  # 0 for what a training part lacks
+        chances[:, np.searchsorted(values, model.levels)] = model.probabilities(*where)
+        columns.append(chances)
+    return model, np.column_stack(columns), trials
 
 
 def chosen(train: Interactions, options: Sequence[LatentTraits]) -> tuple[LatentTraits, pd.DataFrame]:
@@ -89,7 +99,7 @@ def coverage_rows(
     data: Interactions, inside: dict[str, NDArray[np.bool_]], boot: Bootstrap, *, protocol: str, variant: str = "",
     segment: str = "all",
 ) -> pd.DataFrame:  # fmt: skip
-    """Metric rows of the share of ratings for which each mask holds (N,), clustered by user."""
+    """Metric rows of the share of ratings for which each mask (N,) holds, or of the mean of (N,) values, over users."""
     count = np.bincount(data.user, minlength=len(data.users)).astype(np.float64)
     estimates = {
         name: boot.ratio(np.bincount(data.user, mask, len(data.users)).astype(np.float64), count)
@@ -105,6 +115,45 @@ def inside(
     z = np.abs(rating - mean) / deviation
     width = factors or [norm.ppf(0.5 + level / 2) for level in LEVELS]
     return {f"interval_coverage@{level:.0%}"[:-1]: z <= w for level, w in zip(LEVELS, width, strict=True)}
+
+
+def log_density(rating: NDArray[np.float32], mean: Floats, deviation: Floats) -> Floats:
+    """(N,) of ratings under normal predictions, nats."""
+    return np.asarray(norm.logpdf(rating, mean, deviation))
+
+
+def deciles(rating: NDArray[np.float32], table: pd.DataFrame) -> tuple[NDArray[np.intp], pd.DataFrame]:
+    """The tenth (from 0, the surest) of each prediction by its deviation, and per tenth the deviation and the RMSE."""
+    tenth = pd.qcut(table["deviation"], 10, labels=False, duplicates="drop").to_numpy()
+    squared = pd.Series((rating - table["mean"].to_numpy()) ** 2).groupby(tenth)
+    predicted = table["deviation"].groupby(tenth).mean()
+    return tenth, pd.DataFrame({"predicted": predicted, "actual": np.sqrt(squared.mean())})
+
+
+def segment_coverage(
+    data: Interactions, table: pd.DataFrame, segments: dict[str, NDArray[np.bool_]], boot: Bootstrap, *,
+    protocol: str, variant: str = "", least: int = 1000,
+) -> pd.DataFrame:  # fmt: skip
+    """:func:`coverage_rows` by segment (masks by name) and for the tenths of the ratings most and least sure.
+
+    Segments of fewer than ``least`` ratings are left out.
+    """
+    tenth, _ = deciles(data.rating, table)
+    segments = segments | {"sureness=most": tenth == 0, "sureness=least": tenth == tenth.max()}
+    hits = inside(data.rating, table["mean"].to_numpy(), table["deviation"].to_numpy())
+    parts = [
+        coverage_rows(
+            data.where(mask), {metric: hit[mask] for metric, hit in hits.items()}, boot, protocol=protocol,
+            variant=variant, segment=segment,
+        )
+        for segment, mask in segments.items() if mask.sum() >= least
+    ]  # fmt: skip
+    return pd.concat(parts) if parts else coverage_rows(data, hits, boot, protocol=protocol).iloc[:0]
+
+
+def nominal(metric: pd.Series) -> pd.Series:
+    """The share that ``interval_coverage@80`` should be: .8."""
+    return metric.str.rpartition("@")[2].astype(float) / 100
 
 
 def conformal_factors(rating: NDArray[np.float32], mean: Floats, deviation: Floats) -> list[float]:
@@ -148,6 +197,41 @@ def _cuts(place: NDArray[np.intp], mean: Floats, spread: Floats, levels: int) ->
     edges = np.concatenate([[-np.inf], cuts, [np.inf]])
     chance = norm.cdf((edges[place + 1] - mean) / spread) - norm.cdf((edges[place] - mean) / spread)
     return cuts, float(np.log(np.maximum(chance, 1e-12)).mean())
+
+
+@dataclass(frozen=True)
+class CentralSets:
+    """What probabilities of ratings are worth.
+
+    inside : by metric name, (N,) whether a rating is in the central set of that probability
+    sizes : mean number of ratings in the sets, by LEVELS
+    loss : (N,) -log probability of what happened, nats
+    """
+
+    inside: dict[str, NDArray[np.bool_]]
+    sizes: list[float]
+    loss: Floats
+
+
+def central_sets(chances: Floats, place: NDArray[np.intp], rng: np.random.Generator) -> CentralSets:
+    """Sets by the probability integral transform, randomised within a rating so that they can hit any level.
+
+    ``chances`` (N, L), ``place`` (N,) of what happened. Paper: Czado, Gneiting & Held, "Predictive model assessment for
+    count data", Biometrics 65 (2009).
+
+    >>> sets = central_sets(np.array([[0.1, 0.8, 0.1]]), np.array([1]), np.random.default_rng(0))
+    >>> [round(size, 2) for size in sets.sizes], round(float(sets.loss[0]), 3)  # 80 % are the middle rating alone
+    ([0.62, 1.0, 2.5], 0.223)
+    """
+    rows, upper = np.arange(len(place)), chances.cumsum(axis=1)
+    transform = upper[rows, place] - rng.random(len(place)) * chances[rows, place]
+    hits = {f"interval_coverage@{100 * q:g}": np.abs(transform - 0.5) < q / 2 for q in LEVELS}
+    # how much of each rating's probability lies in the central part
+    parts = [
+        np.clip(upper, 0.5 - q / 2, 0.5 + q / 2) - np.clip(upper - chances, 0.5 - q / 2, 0.5 + q / 2) for q in LEVELS
+    ]
+    sizes = [float((part / np.maximum(chances, 1e-12)).sum(axis=1).mean()) for part in parts]
+    return CentralSets(hits, sizes, -np.log(np.maximum(chances[rows, place], 1e-12)))
 
 
 # ---- lists

@@ -18,13 +18,18 @@ from recsys_utils.synthetic import Size, generate
 from recsys_utils.traits_study import (
     LEVELS,
     Ranked,
+    central_sets,
     chosen,
     conformal_factors,
     coverage_rows,
+    deciles,
     inside,
+    log_density,
+    nominal,
     ordinal,
     out_of_fold,
     popularity_shares,
+    segment_coverage,
     warning_signs,
 )
 
@@ -76,8 +81,47 @@ class TestOutOfFold:
         # not for every rating: covariances of bias and traits, which it leaves out as well, can be negative
         assert (table["truncated"] < table["deviation"]).mean() > 0.9
 
+    def test_ordinal_models_give_probabilities_of_held_out_ratings(self, data, fold) -> None:
+        assert out_of_fold(data, fold, OPTIONS[:1], 1).chances.shape == (len(data), 0)
+        one = replace(data, rating=np.where((fold == 0) & (data.rating == 1), 2, data.rating).astype(np.float32))
+        data = one.where((fold == 0) | (one.rating > 1) | (np.arange(len(one)) == np.flatnonzero(one.rating == 1)[0]))
+        where = np.where(data.rating == 1, 0, 1 + np.arange(len(data)) % 2).astype(np.int8)  # fold 0 holds the only 1
+        found = out_of_fold(data, where, [replace(OPTIONS[1], likelihood="ordinal")], 1)
+        assert found.chances.sum(axis=1) == pytest.approx(np.ones(len(data)))
+        assert found.chances[where == 0, 0] == 0  # nobody gave a 1 in the other folds
+        assert found.table["mean"].to_numpy() == pytest.approx(found.chances @ np.unique(data.rating))
+
 
 class TestIntervals:
+    def test_tenths_from_the_surest_on(self) -> None:
+        table = pd.DataFrame({"mean": np.zeros(100), "deviation": np.arange(1.0, 101)[::-1]})
+        tenth, found = deciles(table["deviation"].to_numpy(np.float32), table)
+        assert tenth[[0, 99]].tolist() == [9, 0]
+        assert found["predicted"].iloc[0] == np.mean(np.arange(1, 11))
+        assert found["actual"].iloc[0] == pytest.approx(np.sqrt(np.mean(np.arange(1, 11) ** 2)))
+
+    def test_segments_are_covered_each_by_itself(self, data) -> None:
+        rng = np.random.default_rng(5)
+        table = pd.DataFrame({"mean": np.full(len(data), 3.0), "deviation": rng.uniform(0.5, 1.5, len(data))})
+        low = data.rating < 3
+        boot = Bootstrap(len(data.users), 1, 50)
+        rows = segment_coverage(
+            data, table, {"low": low, "few": low & False}, boot, protocol="p", variant="v", least=20
+        )
+        assert rows["segment"].unique().tolist() == ["low", "sureness=most", "sureness=least"]
+        hit = inside(data.rating, table["mean"].to_numpy(), table["deviation"].to_numpy())["interval_coverage@80"]
+        at = rows[(rows["segment"] == "low") & (rows["metric"] == "interval_coverage@80")]
+        assert at["value"].item() == pytest.approx(hit[low].mean())
+        assert nominal(at["metric"]).item() == 0.8
+        assert segment_coverage(data, table, {}, boot, protocol="p", least=10**6).empty
+
+    def test_log_density_is_that_of_a_normal(self) -> None:
+        one = np.ones(1)
+        # -log(2 sqrt(2 pi)) - (1 / 2)^2 / 2 at a distance of 1 with deviation 2
+        assert log_density(one.astype(np.float32), 0 * one, 2 * one) == pytest.approx(
+            -np.log(2 * np.sqrt(2 * np.pi)) - 1 / 8
+        )
+
     def test_normal_errors_are_covered_as_often_as_said(self) -> None:
         rng = np.random.default_rng(0)
         mean, deviation = rng.normal(3, 1, 20_000), rng.uniform(0.5, 2, 20_000)
@@ -123,6 +167,16 @@ class TestOrdinal:
         turned = np.where(fold == 0, 4 - rating, rating).astype(np.float32)
         one, other = (ordinal(r, mean, np.ones(600), fold.astype(np.int8))[0] for r in (rating, turned))
         assert (one[fold == 0] == other[fold == 0]).all()
+
+    def test_central_sets_cover_what_was_drawn_from_the_probabilities(self) -> None:
+        rng = np.random.default_rng(6)
+        chances = rng.dirichlet([1, 2, 3, 2], 20_000)
+        place = (rng.random((20_000, 1)) > chances.cumsum(axis=1)).sum(axis=1)
+        sets = central_sets(chances, place, np.random.default_rng(1))
+        for level, mask in zip(LEVELS, sets.inside.values(), strict=True):
+            assert mask.mean() == pytest.approx(level, abs=0.011)
+        assert sets.sizes == sorted(sets.sizes)
+        assert sets.loss == pytest.approx(-np.log(chances[np.arange(20_000), place]))
 
 
 class TestLists:
