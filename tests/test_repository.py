@@ -30,7 +30,7 @@ ROWS = [
     {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
      "traits_study", "decisions"},
-    {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "speed", "front", "report", "bundle", "execute", "pipeline", "cli"},
 ]  # fmt: skip
 
 
