@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ _LOOKS = {
     "latent_traits": (_PETROFF[7], "h"),
     "bayesian_fm": (_PETROFF[8], "p"),
     "ladder": (_PETROFF[6], "X"),
+    "neighbours": ("#1b3a57", "<"),
+    "item mean + offset": ("#5f7f2f", ">"),
+    "user mean": ("#c08497", "d"),
 }
 _SHARED = ("stage", "protocol", "model", "variant", "segment", "metric", "n")  # of metric rows, said once if constant
 _PLAIN = ("year",)  # whole numbers that are names
@@ -176,18 +179,22 @@ def lines(
         ax.fill_between(part[x], part[low], part[high], color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def dodged(ax: Axes, frame: pd.DataFrame, x: str, *, by: str, order: Sequence[str], width: float) -> None:
+def dodged(
+    ax: Axes, frame: pd.DataFrame, x: str, *, by: str, order: Sequence[str], width: float,
+    looks: Mapping[str, dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
     """A line with error bars per level of ``by``, side by side within ``width`` so that no interval hides another.
 
-    The place of a level in ``order`` sets its colour, marker and offset, so panels that lack a level still agree.
+    The place of a level in ``order`` sets its offset and, unless ``looks`` has them, its colour and marker, so panels
+    that lack a level still agree.
     """
     for name, part in frame.groupby(by, sort=False):
         place = order.index(str(name))
         shift = (place - (len(order) - 1) / 2) * width / len(order)
+        style = {"color": _PETROFF[place % len(_PETROFF)], "marker": "osD^vP*X"[place % 8]}
         ax.errorbar(
             part[x] + shift, part["value"], [part["value"] - part["ci_low"], part["ci_high"] - part["value"]],
-            label=str(name), color=_PETROFF[place % len(_PETROFF)], marker="osD^vP*X"[place % 8], markersize=4.5,
-            linewidth=1.2,
+            label=str(name), markersize=4.5, linewidth=1.2, **(style | dict((looks or {}).get(str(name), {}))),
         )  # fmt: skip
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import yaml
 
 from recsys_utils.decisions import FAMILY_ERROR, first_sentence
 from recsys_utils.significance import MARGIN, RESAMPLES, p_text
@@ -22,39 +24,9 @@ HEADLINE = (
     ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "alpha=")),
 )
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
-READING_MODELS = (
-    "Each protocol chooses settings of its own, so a model's two columns may belong to different settings; SVD's and "
-    "KNN's lists are their highest predicted ratings, often of items that few have seen. The blend here is tuned for "
-    "whole histories; what ships serves all sizes."
-)
-LEVELS = (
-    "Levels of this figure can't be compared with the table's: *profile-size* keeps half of each user's ratings, at "
-    "least ten, as what is to be found, *ranking-last20* only the last fifth, so a list of ten has more to hit here."
-)
-LIMITS = (
-    "Offline is not online: what people found by themselves and rated is judged, so no number here is a gain in visits "
-    "or satisfaction. The data are of one source; users with few ratings are known users cut short."
-)
-WORDS = {  # what the tables speak of; {protocols} and {confidence} are links that differ between the site and README
-    "RMSE": "error in rating points; lower is better.",
-    "ndcg@10": "1 when ten shown films are those held out that the user liked, 0 when none is; plain *popularity* is "
-    "the bar to beat.",
-    "protocols": "*rating-cv5*, *ranking-last20*, *profile-size* ... say which ratings were held out ({protocols}); n "
-    "there is the number of ratings in a profile, elsewhere that of users.",
-    "SVD, KNN, V1, V2": "rating predictors: *SVD* and *KNN* are Surprise's; *V1*, neighbours, asks the users whose "
-    "ratings agree most with one's own; *V2*, latent traits, is a variational model that says how sure it is.",
-    "EASE, item KNN": "linear item-to-item rankers that predict no rating.",
-    "soup": "the set of metadata fields that *content* (TF-IDF) is made of.",
-    "mixture, blend": "the *mixture* is popularity, item KNN and EASE with learned weights; the *blend* is content and "
-    "the mixture.",
-    "alpha": "the weight of collaborative against content scores in a blend (1 = no content); the *classic* curve "
-    "gives it 0 below 5 ratings, then up to .3, and .7 from 20; the *learned* one is fitted.",
-    "[low, high]": "95 % interval over users. The *margin*, .01 ndcg unless another is named, is the least difference "
-    "that matters: an interval within it is a *tie*. *Detectable* is the least true difference that four of five such "
-    "studies would find.",
-    "p": "of a difference of zero, corrected for all questions of the table together (*Holm*).",
-    "confidence": "*high*, *medium*, *low* and *undecided* are defined {confidence}.",
-}
+_TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+READING_MODELS, LEVELS, LIMITS = (str(_TEXTS[name]) for name in ("reading_models", "levels", "limits"))
+WORDS, UPKEEP, _VERDICTS = (dict(_TEXTS[name]) for name in ("words", "upkeep", "verdicts"))
 
 
 class Words(NamedTuple):
@@ -65,45 +37,6 @@ class Words(NamedTuple):
     judged: str
 
 
-_CONTRASTS = (  # a contrast as its notebook declares it
-    (r"(.+) on (.+) - on all, ndcg@10, (.+)", r"ndcg@10 (\3) of \1 fitted on \2, less fitted on all", "ndcg@10",
-     "filtering the catalogue"),
-    (r"1 - rmse\(average\) / rmse\(better of svd and knn\)",
-     "share of the RMSE (rating-cv5) of the better of the two that averaging them saves", "of the RMSE saved",
-     "averaging SVD and KNN"),
-    (r"MAE\(item mean \+ offset\) - MAE\(neighbours\), n = (\d+), predicted targets",
-     r"MAE that neighbours save at \1 ratings, against item mean plus user's offset", "rating points saved",
-     "asking neighbours (V1)"),
-    (r"rmse\(svd tuned\) - rmse\(latent_traits\)", "RMSE (rating-cv5) that V2 saves, against tuned SVD",
-     "rating points saved", "predicting by latent traits (V2)"),
-    (r"ndcg@10, learned - classic, n=(\d+)-(\d+), (\w+) order",
-     r"ndcg@10 (profile-size) of learned weights less classic ones, \1 to \2 ratings in \3 order", "ndcg@10",
-     "learning the weights"),
-    (r"ndcg@10, learned - popularity \+ cf, n=(\d+)-(\d+), (\w+) order",
-     r"ndcg@10 (profile-size) of the blend less one with popularity for content, \1 to \2 ratings in \3 order",
-     "ndcg@10", "content in the blend"),
-    (r"calibration error: (.+) against the plain ranking, reduction", r"calibration error taken off by \1",
-     "nats of calibration error saved", "re-ranking for variety"),
-    (r"novelty: (.+) against the plain ranking, gain", r"novelty gained by \1", "bits", "re-ranking for variety"),
-    (r"RMSE after (\d+) questions, popularity - adaptive",
-     r"RMSE (profile-size) after \1 questions that adaptive ones save, against the most popular items",
-     "rating points saved", "asking adaptively"),
-    (r"ndcg@10 of a model (\d+) days? old, folding in - of a fresh one",
-     r"ndcg@10 (ranking-time) of a model \1 days old, with today's ratings folded in, less a fresh one's", "ndcg@10",
-     r"a model \1 days old"),
-    (r"ndcg@10 of ten cached (\d+) ratings? ago - of the list of now",
-     r"ndcg@10 (profile-size) of the ten films cached \1 ratings ago less the list of now", "ndcg@10",
-     r"a list \1 ratings old"),
-)  # fmt: skip
-_VERDICTS = {
-    "better": "does better", "worse": "does worse", "tie": "makes no difference that matters",
-    "not worse": "is not worse, nor surely better", "undecided": "can't be told apart",
-}  # fmt: skip
-UPKEEP = {  # questions about keeping a recommender fresh, in short
-    "retraining": "Train again?", "caching": "Cache lists?", "fold-in": "Train before a newcomer is served?",
-}  # fmt: skip
-
-
 def in_plain_words(contrast: str) -> Words:
     """
     >>> in_plain_words("ndcg@10 of ten cached 5 ratings ago - of the list of now").judged
@@ -111,9 +44,9 @@ def in_plain_words(contrast: str) -> Words:
     >>> in_plain_words("this - that")
     Words(measured='this - that', unit='', judged='the first')
     """
-    for pattern, *words in _CONTRASTS:
-        if found := re.fullmatch(pattern, contrast):
-            return Words(*map(found.expand, words))
+    for known in _TEXTS["contrasts"]:
+        if found := re.fullmatch(known["declared"], contrast):
+            return Words(*(found.expand(known[name]) for name in Words._fields))
     return Words(contrast, "", "the first")
 
 
