@@ -27,6 +27,8 @@ def growth_figure(bench: dict[str, Any]) -> Figure:
             points = part[part["who"] == who]
             ax.loglog(points["size"], points["cpu_seconds"], marker=marker, label=f"{who}: $n^{{{exponent:.2f}}}$")
         low, high = ax.get_ylim()
+        middle = (low * high) ** 0.5
+        low, high = min(low, middle / 10**0.5), max(high, middle * 10**0.5)  # a decade at least: noise must look small
         ax.set(title=f"{name}: {task}", xlabel=str(part["unit"].iloc[0]), ylabel="CPU seconds")
         ax.set_ylim(low, high * (high / low) ** (0.16 * len(exponents)))  # room for the legend
         sizes = sorted(part["size"].unique())

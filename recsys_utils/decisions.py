@@ -96,7 +96,15 @@ def first_sentence(answer: str) -> str:
     >>> first_sentence("No: content adds nothing (+.001). The rest follows.")
     'No: content adds nothing (+.001).'
     """
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z(*])", answer.replace("**", ""), maxsplit=1)[0]
+    return sentences(answer.replace("**", ""))[0]
+
+
+def sentences(text: str) -> list[str]:
+    """
+    >>> sentences("No: nothing (+.001). The rest follows.")
+    ['No: nothing (+.001).', 'The rest follows.']
+    """
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z(*])", text)
 
 
 # ---- two runs

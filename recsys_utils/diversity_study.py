@@ -11,6 +11,7 @@ from typing import Any, Literal
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -439,19 +440,43 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
         -(-len(known) // 2), 2, figsize=(8.2, 3.3 * -(-len(known) // 2)), sharey=True, squeeze=False
     )
     for ax, metric in zip(axes.flat, known, strict=False):
-        best = front(summary, metric)
-        ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="front")
-        for strategy in summary["strategy"][summary["strategy"] != PLAIN[0]].unique():
-            part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
-            x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
-            ax.errorbar(
-                x, y, xerr=[x - part[f"{metric} low"], part[f"{metric} high"] - x], yerr=[y - low, high - y],
-                color=colour, marker=marker, markersize=4.5, elinewidth=0.6, linewidth=1.1, label=strategy,
-            )  # fmt: skip
-        ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
-        ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5, label="plain ranking")
-        ax.set_xlabel(f"change in {VARIETY[metric][0]}{' (less is better)' * VARIETY[metric][1]}")
-        ax.locator_params(axis="x", nbins=6)
+        _panel(ax, summary, metric, max_loss)
     figure.supylabel("change in ndcg@10, %", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
+
+
+def plot_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
+    """One panel of :func:`plot_tradeoff`, the goal that is served by (calibration; without genres novelty), the served
+    setting ringed."""
+    metric = next(metric for metric in ("calibration_error@10", "novelty@10") if metric in summary)
+    figure, ax = plt.subplots(figsize=(7.6, 4.8))
+    _panel(ax, drawn(summary), metric, max_loss)
+    ax.set_ylabel("change in ndcg@10, %")
+    at = summary[(summary["strategy"] == served[0]) & np.isclose(summary["ratio"], served[1])]
+    x, y = (at[metric].iloc[0], 100 * at[NDCG].iloc[0]) if len(at) and served != PLAIN else (0.0, 0.0)
+    ax.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.6, zorder=6)
+    name = "the plain ranking" if served == PLAIN else f"{served[0]}, weight {served[1]:g}"
+    ax.annotate(
+        f"served: {name}", (x, y), (16, 22), textcoords="offset points", zorder=7,
+        bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0}, arrowprops={"arrowstyle": "-"},
+    )  # fmt: skip
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _panel(ax: Axes, summary: pd.DataFrame, metric: str, max_loss: float) -> None:
+    """ndcg against one kind of variety."""
+    best = front(summary, metric)
+    ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="front")
+    for strategy in summary["strategy"][summary["strategy"] != PLAIN[0]].unique():
+        part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
+        x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
+        ax.errorbar(
+            x, y, xerr=[x - part[f"{metric} low"], part[f"{metric} high"] - x], yerr=[y - low, high - y],
+            color=colour, marker=marker, markersize=4.5, elinewidth=0.6, linewidth=1.1, label=strategy,
+        )  # fmt: skip
+    ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
+    ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5, label="plain ranking")
+    ax.set_xlabel(f"change in {VARIETY[metric][0]}{' (less is better)' * VARIETY[metric][1]}")
+    ax.locator_params(axis="x", nbins=6)

@@ -318,7 +318,12 @@ class _Run:
         plan = self.plan
         made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
         made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
-        modules = imported_modules(["from recsys_utils import report"], plan.root / "recsys_utils")
+        package = plan.root / "recsys_utils"
+        modules = [
+            *imported_modules(["from recsys_utils import report"], package),
+            *sorted(package.glob("*.css")),
+            *sorted(package.glob("*.yaml")),
+        ]
         return made | {plan.shown(file): _sha256(file) for file in [*modules, *self._measured()]}
 
     # run by doit in a thread of its own

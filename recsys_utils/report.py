@@ -13,78 +13,48 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from recsys_utils import speed
-from recsys_utils.decisions import compare, first_sentence, in_words
+from recsys_utils.decisions import first_sentence, sentences, side_by_side
+from recsys_utils.figures import ASIDE
+from recsys_utils.front import (
+    LEVELS,
+    READING_MODELS,
+    are_numbers,
+    decisions_table,
+    headline_table,
+    in_short,
+    interval,
+    number,
+    pipe_table,
+    reading_decisions,
+    words_used,
+)
 from recsys_utils.interfaces import InputError
-from recsys_utils.significance import p_text
 from recsys_utils.stage import METRIC_COLUMNS, write_csv
 
 PUBLISHED_LIMIT = 4_000_000  # bytes
 DECISIONS = "11_decisions.csv"
 BENCH = "bench.json"  # what `recsys bench --json` wrote; its figure stands beside it
 BEGIN, END = "<!-- BEGIN headline -->", "<!-- END headline -->"
-MODELS = {
-    "popularity": "popularity", "content": "content (TF-IDF)", "svd": "SVD", "knn": "KNN", "item_knn": "item KNN",
-    "ease": "EASE", "neighbours": "neighbours (V1)", "latent_traits": "latent traits (V2)",
-    "blend": "blend (no diversity)",
-}  # fmt: skip
-# (protocol, metric, column title, words by which the variant that stands for a model is preferred)
-HEADLINE = (
-    ("rating-cv5", "rmse", "RMSE (rating-cv5)", ("tuned", "nested")),
-    ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "alpha=")),
+SHORT = 320  # characters of an answer that a card shows
+PLACES = (  # where protocols and confidence words are explained: on the site, and for README
+    '<a href="pages/01_ingest.html#the-splits-of-every-protocol">01</a>',
+    '<a href="pages/11_findings.html#what-the-confidence-words-mean">in 11</a>',
 )
+README_PLACES = ("[protocols](recsys_utils/protocols.py)", "[in 11](reports/published/11_findings.ipynb)")
 KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "alpha_curves": "Ranking quality by profile size for the learned and the classic curves and the baselines",
     "models": "Rating error and ranking quality of each model, with intervals",
-    "diversity_tradeoff": "What each diversity strategy costs in accuracy and gains in variety",
+    "diversity_served": "What the diversity strategies cost in accuracy for a list closer to the user's genres",
 }
-READING_DECISIONS = (
-    "*p* tests a difference of zero, corrected for all questions of the table together; a *tie* with a small p is a "
-    "difference that exists and is smaller than the margin."
-)
-READING_MODELS = (
-    "Each protocol chooses settings of its own, so a model's two columns may belong to different settings; SVD's and "
-    "KNN's lists are their highest predicted ratings, often of items that few have seen. The blend here is tuned for "
-    "whole histories; what ships serves all sizes."
-)
-BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
-_CSS = """
-html[data-theme] { --pst-color-primary: #1f5f99; --pst-color-link: #1f5f99; --pst-color-secondary: #a6520a; }
-.bd-main .bd-content .bd-article-container { max-width: 62rem; }
-.bd-header { display: none !important; }
-h1 { font-size: 2.1rem !important; } h2 { font-size: 1.5rem !important; }
-.intro p { font-size: 1.12rem; line-height: 1.6; color: var(--pst-color-text-muted); }
-.finding.container { max-width: none; border: 1px solid var(--pst-color-border); border-left: .3rem solid #3f90da;
-  border-radius: .4rem; padding: .9rem 1.2rem .3rem; margin: 1rem 0; break-inside: avoid; }
-.finding .container, .headline.container { padding: 0; max-width: none; }
-.finding .question { font-weight: 650; font-size: 1.05rem; margin: 0 0 .4rem; }
-.decisions td { font-size: .85rem; vertical-align: top; min-width: 9rem; }
-.speed td { font-size: .8rem; }
-.headline td, .finding td:nth-child(n+2) { white-space: nowrap; }
-.confidence { color: var(--pst-color-text-muted); font-size: .85rem; }
-.finding table, .cell_output table, table.docutils { font-size: .85rem; font-variant-numeric: tabular-nums; }
-.pst-scrollable-table-container, .cell_output, .table-wrapper { overflow-x: auto; }
-.cell_output table { border: 0; border-collapse: collapse; margin: .5rem 0 1rem; }
-.cell_output table th, .cell_output table td { border: 0; border-bottom: 1px solid var(--pst-color-border);
-  padding: .25rem .7rem; text-align: right; vertical-align: top; }
-.cell_output table tbody th { font-weight: normal; }
-.cell_output table td:first-child, .cell_output table th:first-child { text-align: left; min-width: 7rem; }
-.cell_output table td { max-width: 26rem; white-space: normal; }
-.cell_output img, img { max-width: 100%; height: auto; }
-math { font-size: 1.08em; } div.math { display: block; overflow-x: auto; padding: .4rem 0; text-align: center; }
-div.cell details.hide { margin: .2rem 0; } div.cell details.hide summary { font-size: .8rem; opacity: .75; }
-@media (max-width: 600px) { figure, .cell_output { overflow-x: auto; }
-  figure img, .cell_output img { min-width: 42rem; } .headline table { font-size: .72rem; }
-  .headline td, .headline th { padding: .3rem !important; }
-  .finding.container { padding: .7rem .8rem .2rem; } .intro p { font-size: 1.03rem; } }
-@media print { .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, details.hide, .prev-next-footer
-  { display: none !important; } .finding { border-color: #999; } a { color: inherit; } }
-"""
+STYLE = Path(__file__).with_suffix(".css")
+BESIDE = "11_beside.csv"
 
 
 def assemble(workspace: Path, target: Path, order: Sequence[str]) -> None:
@@ -159,8 +129,13 @@ def index_page(
         f"**{data.get('dataset', run['run'])}** gives, each with its interval. Rating error and ranking are judged "
         "apart; every number names its protocol, and every question links to the notebook that answers it.\n:::\n"
     ]
-    if table := decision_summary(report / "tables" / DECISIONS):
-        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n", f"{READING_DECISIONS}\n"]
+    decisions, beside = _decisions(report / "tables" / DECISIONS), _beside(report, run)
+    parts += ["## In short\n", in_short(metrics, findings, decisions, beside), ""]
+    parts += [_folded_away("Words used in these tables", words_used(*PLACES)), ""]
+    if decisions is not None:
+        table = decisions_table(decisions, findings, metrics, beside, link="pages/{}")
+        parts += ["## The decisions\n", f":::{{container}} decisions\n{table}\n:::\n"]
+        parts += [f"{reading_decisions(decisions)}\n"]
     if table := headline_table(metrics):
         parts += [
             "## Models side by side\n",
@@ -181,32 +156,55 @@ def index_page(
     return "\n".join(parts) + "\n"
 
 
+def _decisions(path: Path) -> pd.DataFrame | None:
+    """The table that 11_findings made of the primary contrasts, None when there is none."""
+    if not path.is_file() or (decisions := pd.read_csv(path)).empty:
+        return None
+    return decisions
+
+
+def _beside(report: Path, run: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """The verdicts of the run that 11_findings set beside this one, under its name."""
+    named = run["parameters"].get("11_findings", {}).get("beside", "")
+    path = report / "tables" / BESIDE
+    return {Path(named).parent.name: pd.read_csv(path)} if named and path.is_file() else {}
+
+
 def _card(finding: dict[str, Any]) -> str:
-    rows = pd.DataFrame(finding["evidence"])
+    rows, told = pd.DataFrame(finding["evidence"]), sentences(finding["answer"])
+    shown = 3 if len(" ".join(told[:3])) <= SHORT else 2
+    numbers = pipe_table(
+        ["evidence", "value", "95 % interval", "n"],
+        [[str(r.metric), number(r.value), interval(r.ci_low, r.ci_high), f"{r.n:,}"] for r in rows.itertuples()],
+    )
     return "\n".join(
         [
             "::::{container} finding",
             f":::{{container}} question\n{finding['question']}\n:::",
-            finding["answer"],
+            " ".join(told[:shown]),
             "",
             f":::{{container}} confidence\nConfidence: **{finding['confidence']}** · "
-            f"[{finding['stage']}](pages/{finding['stage']})\n:::",
-            "\n<details><summary>Evidence</summary>\n",
-            _pipe_table(
-                ["evidence", "value", "95 % interval", "n"],
-                [
-                    [str(r.metric), _number(r.value), _interval(r.ci_low, r.ci_high), f"{r.n:,}"]
-                    for r in rows.itertuples()
-                ],
+            f"[{finding['stage']}](pages/{finding['stage']})\n:::\n",
+            _folded_away(
+                "The whole answer and its evidence" if told[shown:] else "Evidence",
+                f"{' '.join(told[shown:])}\n\n{numbers}",
             ),
-            "\n</details>\n\n::::\n",
+            "\n::::\n",
         ]
     )
 
 
+def _folded_away(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
 def _key_figures(report: Path) -> list[str]:
     shown = {name: alt for name, alt in KEY_FIGURES.items() if (report / "figures" / f"{name}.png").exists()}
-    return [f"\n```{{figure}} figures/{name}.png\n:alt: {alt}\n\n{alt}.\n```\n" for name, alt in shown.items()]
+    first = next(iter(KEY_FIGURES))
+    return [
+        f"\n```{{figure}} figures/{name}.png\n:alt: {alt}\n\n{alt}.{f' {LEVELS}' * (name == first)}\n```\n"
+        for name, alt in shown.items()
+    ]
 
 
 def _title(report: Path, stage: str) -> str:
@@ -235,8 +233,8 @@ def _provenance(run: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            _pipe_table(["stage", *columns.values()], stages),
-            f"\n<details><summary>Parameters</summary>\n\n```json\n{parameters}\n```\n\n</details>\n",
+            pipe_table(["stage", *columns.values()], stages),
+            f"\n{_folded_away('Parameters', f'```json{chr(10)}{parameters}{chr(10)}```')}\n",
         ]
     )
 
@@ -255,98 +253,26 @@ def _files(report: Path) -> str:
     return "Files beside this page: " + ", ".join(f'<a href="{name}"><code>{name}</code></a>' for name in names) + "\n"
 
 
+def _measured(rows: pd.DataFrame) -> str:
+    return f":::{{container}} speed\n{pipe_table([*map(str, rows)], rows.to_numpy().tolist())}\n:::"
+
+
 def speed_page(path: Path) -> str:
     """The page of a bench.json as markdown; times stay out of metrics.csv and findings.json."""
     bench = json.loads(path.read_text(encoding="utf-8"))
     parts = [f"# Speed and memory\n\n{bench['about']}\n"]
     if path.with_suffix(".png").exists():
         parts.append(f"```{{figure}} ../figures/bench.png\n:alt: {bench['figure']}\n\n{bench['figure']}\n```\n")
+    fastest = speed.summary(bench)
+    parts.insert(1, _measured(fastest) + "\n")
     for name, table in speed.tables(bench):
-        parts.append(f"## {name}\n")
+        parts.append(f"## {speed.TITLES.get(name, name)}\n")
         for task, rows in table.groupby("task", sort=False):
             shown = rows.drop(columns="task")
-            measured = _pipe_table(shown.columns.tolist(), shown.to_numpy().tolist())
-            parts.append(f"**{task}**\n\n:::{{container}} speed\n{measured}\n:::\n")
-        parts += [f"- {remark}" for remark in bench["remarks"].get(name, [])]
+            parts.append(_folded_away(str(task), _measured(shown)) + "\n")
+        parts += [_folded_away("What was compared, and growth", "\n".join(f"- {r}" for r in remarks)) + "\n"
+                  for remarks in [bench["remarks"].get(name)] if remarks]  # fmt: skip
     return "\n".join(parts)
-
-
-# ---- tables shared by the site and README
-
-
-def headline_rows(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row of metrics.csv per track and model: rating error and ranking of the variant that stands for the model."""
-    chosen = []
-    for protocol, metric, _, words in HEADLINE:
-        for model in MODELS:
-            wanted = {"protocol": protocol, "metric": metric, "model": model, "segment": "all"}
-            rows = metrics[(metrics[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-            chosen += sorted(rows.index, key=lambda i: _preference(metrics.loc[i, "variant"], words))[:1]
-    return metrics.loc[chosen]
-
-
-def _preference(variant: Any, words: Sequence[str]) -> int:
-    """
-    >>> [_preference(v, ("tuned",)) for v in ("relevance=liked", "svd tuned", "classic")]
-    [0, 1, 2]
-    """
-    if pd.isna(variant) or variant in BARE:
-        return 0
-    return next((place for place, word in enumerate(words, 1) if word in variant), len(words) + 1)
-
-
-def headline_table(metrics: pd.DataFrame) -> str:
-    """Models x the two tracks as a markdown table, each value with its interval; "" when there is no such row."""
-    rows = headline_rows(metrics)
-    if rows.empty:
-        return ""
-    cells = {(r.model, r.protocol): f"{_number(r.value)} {_interval(r.ci_low, r.ci_high)}" for r in rows.itertuples()}
-    lines = [
-        [title, *(cells.get((model, column[0]), "") for column in HEADLINE)]
-        for model, title in MODELS.items()
-        if model in set(rows["model"])
-    ]
-    return _pipe_table(["model", *(column[2] for column in HEADLINE)], lines)
-
-
-def decision_summary(path: Path) -> str:
-    """The decision table (see ``decisions``) as markdown: question, short answer, contrast; "" when there is none."""
-    if not path.is_file() or (decisions := pd.read_csv(path)).empty:
-        return ""
-    rows = [
-        [
-            str(row.question), str(row.answer),
-            f"{row.contrast}: {row.value:+.3f} {_interval(row.ci_low, row.ci_high)}",
-            f"{row.verdict}; p {p_text(p, len(decisions))}",
-        ]
-        for row, p in zip(decisions.itertuples(), decisions["p_holm"], strict=True)
-    ]  # fmt: skip
-    return _pipe_table(
-        ["question", "answer in short", "deciding contrast", "verdict; p (Holm)"],
-        rows, numbers=False,
-    )  # fmt: skip
-
-
-def _pipe_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> str:
-    """A markdown table; ``numbers`` sets every column but the first to the right."""
-    align = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, align, *escaped])
-
-
-def _number(value: Any) -> str:
-    """
-    >>> _number("0.123456"), _number(12), _number(1234.5)
-    ('0.123', '12', '1,234.5')
-    """
-    number = float(value)
-    if number == int(number):
-        return f"{number:,.0f}"
-    return f"{number:.3f}" if abs(number) < 100 else f"{number:,.1f}"
-
-
-def _interval(low: Any, high: Any) -> str:
-    return f"[{_number(low)}, {_number(high)}]" if low != high else "no spread"
 
 
 # ---- the site
@@ -360,11 +286,11 @@ def _build_site(target: Path, order: Sequence[str], index: str) -> None:
         source, site = Path(folder) / "source", Path(folder) / "site"
         (source / "pages").mkdir(parents=True)
         (source / "_static").mkdir()
-        (source / "_static" / "report.css").write_text(_CSS, encoding="utf-8")
+        shutil.copyfile(STYLE, source / "_static" / STYLE.name)
         shutil.copytree(target / "figures", source / "figures", ignore=shutil.ignore_patterns("*.svg"))
         (source / "index.md").write_text(index, encoding="utf-8")
         for stage in order:
-            page = _folded(_light((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8")))
+            page = readable(_light((target / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8")))
             (source / "pages" / f"{stage}.ipynb").write_text(page, encoding="utf-8")
         if (target / BENCH).exists():
             (source / "pages" / "speed.md").write_text(speed_page(target / BENCH), encoding="utf-8")
@@ -393,7 +319,7 @@ _CONFIG: dict[str, Any] = {
     },
     "html_math_renderer": "mathml",
     "html_static_path": ["_static"],
-    "html_css_files": ["report.css"],
+    "html_css_files": [STYLE.name],
     "html_copy_source": False,
     "html_show_search_summary": False,  # it would fetch pages, which browsers refuse from disk
     "html_use_index": False,
@@ -407,14 +333,94 @@ _CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _folded(text: str) -> str:
-    """The notebook with every code cell's input folded."""
+def readable(text: str) -> str:
+    """An executed notebook as the site shows it: code folded, nothing twice, nothing that this run was not asked.
+
+    Of the parameters the injected ones are shown; neighbouring cells without output share a fold with the next one; a
+    section whose outputs are nothing but asides (see ``figures.aside``) goes, and its asides stand together at the end.
+    """
     notebook = json.loads(text)
-    for cell in notebook["cells"]:
+    cells, asides = _one_fold(notebook["cells"]), []
+    sections: list[list[dict[str, Any]]] = []
+    for cell in cells:
+        if not sections or (cell["cell_type"] == "markdown" and _source(cell).startswith("## ")):
+            sections.append([])
+        sections[-1].append(cell)
+    kept = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if table := output.get("data", {}).get("text/html"):
+                output["data"]["text/html"] = aligned("".join(table))
+    for section in sections:
+        outputs = [output for cell in section for output in cell.get("outputs", [])]
+        if outputs and all(output.get("metadata", {}).get(ASIDE) for output in outputs):
+            title = _source(section[0]).partition("\n")[0].lstrip("# ")
+            asides += [f"- *{title}* {''.join(output['data']['text/markdown'])}" for output in outputs]
+        else:
+            kept += section
+    if asides:
+        told = "\n".join(["## Not part of this run\n", *asides])
+        kept.append({"cell_type": "markdown", "id": "asides", "metadata": {}, "source": told})
+    return json.dumps(notebook | {"cells": kept})
+
+
+def aligned(html: str) -> str:
+    """The tables of a cell's output with columns of text to the left; a column of numbers starts with digits mostly.
+
+    >>> aligned("<table><tr><th></th><th>b</th></tr><tr><td>x</td><td>1</td></tr></table>")
+    '<table><tr><th class="text"></th><th>b</th></tr><tr><td class="text">x</td><td>1</td></tr></table>'
+    """
+    cell = re.compile(r"<(t[hd])([^>]*)>(.*?)</\1>", re.S)
+
+    def table(found: re.Match[str]) -> str:
+        columns: dict[int, list[str]] = {}  # by place from the right, where rows end alike
+        for row in re.findall(r"<tr.*?</tr>", found.group(), re.S):
+            if "<td" in row:
+                for place, each in enumerate(reversed(cell.findall(row))):
+                    columns.setdefault(place, []).append(unescape(re.sub(r"<[^>]+>", "", each[2])).strip())
+        texts = {place for place, cells in columns.items() if any(cells) and not are_numbers(cells)}
+
+        def marked(found: re.Match[str]) -> str:
+            places = iter(range(len(cell.findall(found.group())) - 1, -1, -1))
+
+            def mark(each: re.Match[str]) -> str:
+                if next(places) not in texts:
+                    return each.group()
+                name, attributes, content = each.groups()
+                named = "class=" in attributes
+                attributes = attributes.replace('class="', 'class="text ') if named else f'{attributes} class="text"'
+                return f"<{name}{attributes}>{content}</{name}>"
+
+            return cell.sub(mark, found.group())
+
+        return re.sub(r"<tr.*?</tr>", marked, found.group(), flags=re.S)
+
+    return re.sub(r"<table.*?</table>", table, html, flags=re.S)
+
+
+def _one_fold(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells with their input folded, those that only compute joined to the next one that shows something."""
+    injected = any("injected-parameters" in _tags(cell) for cell in cells)
+    folded: list[dict[str, Any]] = []
+    for cell in cells:
         if cell["cell_type"] == "code":
-            tags = cell["metadata"].setdefault("tags", [])
-            tags += ["hide-input"] if "hide-input" not in tags else []
-    return json.dumps(notebook)
+            if (injected and "parameters" in _tags(cell)) or _source(cell).startswith("stage.close("):
+                continue
+            cell["metadata"]["tags"] = [*dict.fromkeys([*_tags(cell), "hide-input"])]
+            before = folded[-1] if folded else {}
+            if before.get("cell_type") == "code" and not before["outputs"]:
+                cell["source"] = f"{_source(folded.pop())}\n\n{_source(cell)}"
+        folded.append(cell)
+    return folded
+
+
+def _source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def _tags(cell: dict[str, Any]) -> list[str]:
+    tags: list[str] = cell["metadata"].get("tags", [])
+    return tags
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -475,21 +481,6 @@ def publish_beside(report: Path, target: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _other_data(published: Path) -> list[str]:
-    """The verdicts on every data set that is published beside the main one, as markdown."""
-    found = []
-    for folder in sorted(path.parent for path in published.glob("*/decisions.csv")):
-        compared = compare(published, folder)[0]
-        shown = in_words(compared, "here", folder.name)
-        agree = compared["agree"].dropna()
-        found.append(
-            f"**The same questions on {folder.name}**: {int(agree.sum())} of {len(agree)} verdicts are the same "
-            f"(`recsys compare published published/{folder.name}`)."
-        )
-        found.append(_pipe_table(shown.columns.tolist(), shown.to_numpy().tolist(), numbers=False))
-    return found
-
-
 def _ladder(published: Path) -> list[str]:
     """The accuracy ladder, where it is published, as markdown: a row a rung, a column a protocol."""
     if not (path := published / "ladder" / "ladder.csv").is_file():
@@ -498,12 +489,12 @@ def _ladder(published: Path) -> list[str]:
     rows = rows[rows["metric"] == "rmse"]
     rows["variant"] = rows["variant"].where(rows["model"] != "published", "*published: " + rows["variant"] + "*")
     rows["text"] = [
-        f"{row.value:.3f} {_interval(row.ci_low, row.ci_high)}" if row.model != "published" else f"{row.value:.3f}"
+        f"{row.value:.3f} {interval(row.ci_low, row.ci_high)}" if row.model != "published" else f"{row.value:.3f}"
         for row in rows.itertuples()
     ]
     table = rows.pivot_table(index="variant", columns="protocol", values="text", aggfunc="first", sort=False).fillna("")
     head = ["rung", *(f"RMSE ({protocol})" for protocol in table.columns)]
-    return ["**The accuracy ladder**", _pipe_table(head, table.reset_index().to_numpy().tolist())]
+    return ["**The accuracy ladder**", pipe_table(head, table.reset_index().to_numpy().tolist())]
 
 
 def _copy_answers(report: Path, target: Path) -> None:
@@ -548,9 +539,14 @@ def with_headline(readme: str, published: Path) -> str:
         raise InputError(f"Nothing is published in {published}; `recsys publish ml-100k` does it.")
     metrics = pd.read_csv(published / "metrics.csv", dtype=str, keep_default_na=False)
     findings = json.loads((published / "findings.json").read_text(encoding="utf-8"))
-    decided = published / "decisions.csv"
-    table = decision_summary(decided)
-    listed = set(pd.read_csv(decided)["id"]) if table else set()
+    decisions = _decisions(published / "decisions.csv")
+    beside, decided = {}, []
+    if decisions is not None:
+        others = sorted(published.glob("*/decisions.csv"))
+        beside = {path.parent.name: side_by_side(decisions, pd.read_csv(path)) for path in others}
+        table = decisions_table(decisions, findings, metrics, beside, link="reports/published/{}.ipynb")
+        decided = [table, reading_decisions(decisions)]
+    listed = {"export", "cf-ranking", *(decisions["id"] if decisions is not None else ())}
     answers = [
         f"- **{f['question']}** {first_sentence(f['answer'])} *(confidence: {f['confidence']})*"
         for f in findings
@@ -560,6 +556,8 @@ def with_headline(readme: str, published: Path) -> str:
     after = rest.split(END)[1]
     name, alt = next(iter(KEY_FIGURES.items()))
     figure = f"![{alt}](reports/published/{name}.png)"
-    parts = [headline_table(metrics), figure, table, "\n".join(answers), *_other_data(published), *_ladder(published)]
+    parts = [in_short(metrics, findings, decisions, beside), headline_table(metrics), figure, LEVELS]
+    parts += [_folded_away("How to read the tables", words_used(*README_PLACES)), *decided]
+    parts += ["\n".join(answers), *_ladder(published)]
     rendered = "\n\n".join(filter(None, parts))
     return f"{before}{BEGIN}\n{rendered}\n{END}{after}"

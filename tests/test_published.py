@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from recsys_utils import front
+
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "reports" / "published"
 KEY = ["protocol", "model", "variant", "segment", "metric"]
@@ -75,6 +77,32 @@ def test_what_is_timed_gives_the_answers_of_its_peers() -> None:
     compared = [row for row in rows if row.get("same") is not None]
     assert {row["benchmark"] for row in compared} >= {"grid", "knn", "neighbours", "ingest", "evaluate"}
     assert all(row["same"] for row in compared)
+
+
+@pytest.mark.parametrize("folder", [PUBLISHED, PUBLISHED / "ml-latest-small"], ids=lambda folder: folder.name)
+def test_every_contrast_has_plain_words(folder: Path) -> None:
+    contrasts = pd.read_csv(folder / "decisions.csv")["contrast"]
+    assert [c for c in contrasts if front.in_plain_words(c).measured == c] == []
+
+
+def test_the_bottom_line_says_what_ships_and_by_how_much(metrics: pd.DataFrame) -> None:
+    findings = json.loads((PUBLISHED / "findings.json").read_text(encoding="utf-8"))
+    decisions = pd.read_csv(PUBLISHED / "decisions.csv")
+    lines = front.in_short(metrics, findings, decisions, {}).splitlines()
+    starts = [
+        "**Ship** ",
+        "**Worth it:** ",
+        "**Not worth it:** ",
+        "**Upkeep:** ",
+        "**How sure:** ",
+        "**Not claimed:** ",
+    ]
+    assert [line[: len(start) + 2] for line, start in zip(lines, starts, strict=True)] == [f"- {s}" for s in starts]
+    ranked = front.headline_rows(metrics).query("protocol == 'ranking-last20'").set_index("model")
+    for _, row in ranked.loc[["blend", "popularity"]].iterrows():
+        assert f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" in lines[0]
+    assert "on popularity" in lines[0]
+    assert all(question in lines[3] for question in front.UPKEEP.values())
 
 
 def test_a_second_data_set_answers_every_question() -> None:

@@ -22,6 +22,7 @@ from recsys_utils.stage import METRIC_COLUMNS
 
 mpl.use("Agg")
 ORDER = ["01_first", "11_last"]
+CACHED = "ndcg@10 of ten cached 5 ratings ago - of the list of now"
 
 
 def png() -> bytes:
@@ -84,13 +85,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / ORDER[1] / "tables" / "11_decisions.csv").write_text(
         "id,question,answer,contrast,value,ci_low,ci_high,n,p_holm,verdict\n"
         "f0,Is 0 better?,Yes.,this | that,0.0123,0.001,0.02,90,0.03,better\n"
+        f"f0,Is 0 better?,Yes.,{CACHED},-0.0179,-0.021,-0.015,941,0.0002,worse\n"
     )
     (base / ORDER[1] / "recommendations.csv").write_text("user_id,rank\n")
     (base / ORDER[1] / "bundle").mkdir()
     (base / ORDER[1] / "bundle" / "meta.json").write_text("{}")
     stages = {stage: {"seconds": 1.5, "peak_mb": 100} for stage in ORDER}
     stages[ORDER[0]] |= {"budget_seconds": 20.0, "ratings_fitted": 1234, "users_evaluated": 56}
-    run = {"run": "toy", "seed": 1, "parameters": {"k": 1}, "git": {"commit": "unknown", "dirty": None},
+    (base / ORDER[1] / "tables" / "11_beside.csv").write_text(
+        "id,contrast_a,verdict_a,value_b,ci_low_b,ci_high_b,verdict_b,agree\n"
+        "f0,this | that,better,0.004,-0.01,0.02,undecided,False\n"
+        f"f0,{CACHED},worse,-0.0112,-0.015,-0.007,worse,True\n"
+    )
+    parameters = {"k": 1, "11_findings": {"beside": "published/other/decisions.csv"}}
+    run = {"run": "toy", "seed": 1, "parameters": parameters, "git": {"commit": "unknown", "dirty": None},
            "data": {"dataset": "toy", "licence": "free"}, "versions": {"python": "3.11"}, "stages": stages}  # fmt: skip
     (base / "run.json").write_text(json.dumps(run))
     return base
@@ -200,8 +208,85 @@ def test_the_index_answers_first(site: Path) -> None:
 
 def test_the_decisions_stand_before_the_answers(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
-    assert "this | that: +0.012 [0.001, 0.020]" in page
-    assert page.index("better; p 0.03") < page.index("<strong>much</strong>")
+    rows = [row for row in table_rows(page) if row[0] == "Is 0 better?"]
+    assert len(rows) == 1, "a row a question, its contrasts stacked"
+    answer, decided, verdict, other = rows[0][1:]
+    assert answer == "Yes."
+    assert "this | that: +0.012 [+0.001, +0.020], n = 90, p 0.03" in decided
+    assert "cached 5 ratings ago less the list of now: -0.018 [-0.021, -0.015], n = 941" in decided
+    assert decided.count(", p ") == 1, "the least p is told below the table"
+    assert "the first does better" in verdict
+    assert "a list 5 ratings old does worse" in verdict
+    assert "differs: can’t be told apart, +0.004 [-0.010, +0.020]" in other
+    assert "same, -0.011 [-0.015, -0.007]" in other
+    assert page.index("The decisions") < page.index("<strong>much</strong>")
+
+
+def test_the_bottom_line_comes_first(site: Path) -> None:
+    page = re.sub(r"<[^>]+>", "", (site / "index.html").read_text(encoding="utf-8"))
+    page = page[page.index("gives, each with its interval") :]
+    short = page[page.index("In short") : page.index("Words used")]
+    assert "Worth it: the first (+0.012 [+0.001, +0.020] )" in short
+    assert "Not worth it: a list 5 ratings old (-0.018 [-0.021, -0.015] ndcg@10; does worse)." in short
+    assert "2 of 2 deciding differences are not zero" in short
+    assert "1 of 2 verdicts repeat on other; not: the first (better here, undecided there)." in short
+    assert "Offline is not online" in short
+
+
+def test_cards_fold_what_is_long() -> None:
+    evidence = [{"metric": "m", "value": 1.5, "ci_low": 1, "ci_high": 2, "n": 3}]
+    finding = {"id": "f", "stage": "01", "question": "Q?", "confidence": "low", "evidence": evidence}
+    finding |= {"answer": "One is. Two are. Three are. Four are."}
+    shown, folded = report._card(finding).split("<details>")
+    assert "One is. Two are. Three are." in shown
+    assert "Four are." not in shown
+    assert "Four are." in folded
+    assert "| m | 1.500 | [1, 2] | 3 |" in folded
+    long = report._card(finding | {"answer": f"One is. Two are. {'Three ' * 99}are."}).split("<details>")[0]
+    assert long.count("Three") == 0
+
+
+def code(source: str, *outputs: dict[str, Any], tags: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source, "metadata": {"tags": list(tags)}, "outputs": list(outputs)}
+
+
+def shown(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"output_type": "display_data", "data": {"text/markdown": text}, "metadata": metadata}
+
+
+def test_pages_hold_neither_doubles_nor_empty_sections() -> None:
+    notebook = {
+        "cells": [
+            {"cell_type": "markdown", "source": "# T", "metadata": {}},
+            code("k = 1", tags=("parameters",)),
+            code("k = 2", tags=("injected-parameters",)),
+            code("a = k"),
+            code("a", shown("two")),
+            {"cell_type": "markdown", "source": "## Planted truth\n\nText", "metadata": {}},
+            code("if smoke: ...", shown("real data: nothing planted", **{report.ASIDE: True})),
+            {"cell_type": "markdown", "source": "## Kept", "metadata": {}},
+            code("note()", shown("an aside", **{report.ASIDE: True}), shown("and a result")),
+            code("b = 3"),
+            {"cell_type": "markdown", "source": "## References", "metadata": {}},
+            code("stage.close(fitted=1)"),
+        ]
+    }
+    cells = json.loads(report.readable(json.dumps(notebook)))["cells"]
+    assert [cell["source"] for cell in cells] == [
+        "# T", "k = 2\n\na = k\n\na", "## Kept", "note()", "b = 3", "## References",
+        "## Not part of this run\n\n- *Planted truth* real data: nothing planted",
+    ]  # fmt: skip
+    assert all("hide-input" in cell["metadata"]["tags"] for cell in cells if cell["cell_type"] == "code")
+
+
+def test_text_stands_to_the_left_in_every_table() -> None:
+    head = "<tr><th></th><th>model</th><th>value</th></tr>"
+    body = '<tr><th>0</th><td id="a" class="data">EASE</td><td>0.192 [0.179, 0.206]</td></tr>'
+    html = report.aligned(f"<table>{head}{body}</table>")
+    assert '<td id="a" class="text data">EASE</td>' in html
+    assert '<th class="text">model</th>' in html
+    assert "<td>0.192 [0.179, 0.206]</td>" in html
+    assert "<th>value</th>" in html
 
 
 def test_what_was_measured_has_a_page(site: Path) -> None:
@@ -232,7 +317,11 @@ def test_publish_and_readme_agree(site: Path, tmp_path: Path) -> None:
     assert {"bench.json", "bench.png"} <= {file.name for file in (tmp_path / "published").iterdir()}
     text = report.with_headline(f"top\n{report.BEGIN}\nold\n{report.END}\nrest\n", tmp_path / "published")
     assert "| SVD | 0.930 [0.920, 0.940] |  |" in text
-    assert "| Is 0 better? | Yes. | this \\| that: +0.012 [0.001, 0.020] | better; p 0.03 |" in text
+    row = next(
+        line for line in text.splitlines() if line.startswith("| [Is 0 better?](reports/published/01_first.ipynb) |")
+    )
+    assert "this \\| that: **+0.012 [+0.001, +0.020]**, n = 90, p 0.03<br>" in row
+    assert "- **How sure:** 2 of 2" in text
     assert "- **Is 1 better?** By much. *(confidence: high)*" in text
     assert "- **Is 0 better?**" not in text  # stands in the table
     assert "old" not in text
@@ -251,11 +340,9 @@ def test_a_second_data_set_is_published_beside_the_first_and_survives_it(site: P
     assert report.publish_beside(second, published) > 0
     report.publish(site, published)
     text = report.with_headline(f"{report.BEGIN}\n{report.END}", published)
-    assert "**The same questions on elsewhere**: 0 of 1 verdicts are the same" in text
-    row = next(line for line in text.splitlines() if "(elsewhere: that \\| this)" in line)
-    assert row.count("+0.012 [+0.001, +0.020]") == 2
-    assert "| better +0.012" in row
-    assert "| worse +0.012" in row
+    assert "1 of 2 verdicts repeat on elsewhere; not: the first (better here, worse there)." in text
+    assert "| verdict | on elsewhere |" in text
+    assert "**differs**: does worse, +0.012 [+0.001, +0.020]" in text
 
 
 def test_the_ladder_stands_in_readme_once_it_is_published(site: Path, tmp_path: Path) -> None:

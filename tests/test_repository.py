@@ -30,7 +30,7 @@ ROWS = [
     {"blend", "diversity", "elicitation", "recommender"},
     {"alpha_study", "catalogue_study", "diversity_study", "freshness_study", "ladder_study", "neighbours_study",
      "traits_study", "decisions"},
-    {"figures", "cluster", "stage", "speed", "report", "bundle", "execute", "pipeline", "cli"},
+    {"figures", "cluster", "stage", "speed", "front", "report", "bundle", "execute", "pipeline", "cli"},
 ]  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 9_990  # why not fewer: CHANGELOG.md
+LINES = 10_310  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
