@@ -335,10 +335,10 @@ def number(value: Any) -> str:
 def interval(low: Any, high: Any, sign: str = "") -> str:
     """
     >>> interval(0.1, 0.25), interval(-0.1, 0.25, sign="+"), interval(3, 3)
-    ('[0.100, 0.250]', '[-0.100, +0.250]', 'exact')
+    ('[0.100, 0.250]', '[-0.100, +0.250]', 'no spread')
     """
     if low == high:
-        return "exact"
+        return "no spread"
     return f"[{float(low):+.3f}, {float(high):+.3f}]" if sign else f"[{number(low)}, {number(high)}]"
 
 
