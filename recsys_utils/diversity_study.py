@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -456,9 +457,8 @@ def plot_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figu
     at = summary[(summary["strategy"] == served[0]) & np.isclose(summary["ratio"], served[1])]
     x, y = (at[metric].iloc[0], 100 * at[NDCG].iloc[0]) if len(at) and served != PLAIN else (0.0, 0.0)
     ax.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.6, zorder=6)
-    name = "the plain ranking" if served == PLAIN else f"{served[0]}, weight {served[1]:g}"
     ax.annotate(
-        f"served: {name}", (x, y), (16, 22), textcoords="offset points", zorder=7,
+        fill(f"served: {in_words(*served)}", 30), (x, y), (0.02, 0.06), textcoords="axes fraction", zorder=7,
         bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0}, arrowprops={"arrowstyle": "-"},
     )  # fmt: skip
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")

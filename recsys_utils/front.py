@@ -69,7 +69,7 @@ def in_short(
         for row in _records(decisions[~decisions["id"].isin(UPKEEP)]):
             words, better = in_plain_words(row["contrast"]), row["verdict"] == "better"
             how = "" if better else f"; {_VERDICTS[row['verdict']]}"
-            (pays if better else not_worth).append(f"{words.judged} ({signed(row)} {words.unit}{how})")
+            (pays if better else not_worth).append(f"{words.judged} ({f'{signed(row)} {words.unit}'.rstrip()}{how})")
         lines += [f"**Worth it:** {'; '.join(pays)}." if pays else ""]
         lines += [f"**Not worth it:** {'; '.join(not_worth)}." if not_worth else ""]
     upkeep = [f"*{asked}* {first_sentence(answers[id]['answer'])}" for id, asked in UPKEEP.items() if id in answers]
@@ -244,7 +244,7 @@ def _briefly(answer: str) -> str:
     >>> _briefly("No: it changes by -0.013 [-0.018, -0.008] at weight (.1) (worse; 0.193 [0.180, 0.207] without).")
     'No: it changes by -0.013 at weight (.1).'
     """
-    return re.sub(r"\s*\([^()]*(?:\[|detectable)[^()]*\)|\s*\[[^\[\]]*\d\]", "", answer)
+    return re.sub(r"\s*\([^()]*(?:\[|detectable)[^()]*\)|\s*\[[^\[\]]*[\d%]\]", "", answer)
 
 
 def _p(p: float, tests: int) -> str:
