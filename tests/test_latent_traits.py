@@ -450,7 +450,7 @@ class TestEveryOption:
             mean = covariance @ (w @ target) / noise
             second = covariance + np.outer(mean, mean)
             assert own[user] == pytest.approx(mean, rel=1e-5)  # moments are kept in 32 bits
-            assert latent_traits._unpacked(own_moment[[user]], width)[0] == pytest.approx(second, rel=1e-5)
+            assert latent_traits._unpacked(own_moment[[user]], width)[0] == pytest.approx(second, rel=1e-5, abs=1e-6)
             error = value**2 - 2 * value * b + full[items, -1, -1] - 2 * target @ mean + extra
             error = error + np.einsum("ekl,kl->e", squares, second)
             weight = (shape + len(items) / 2) / (shape + w @ error / (2 * noise)) if varied else 1.0
