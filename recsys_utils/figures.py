@@ -104,6 +104,9 @@ def _told(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.name in _PLAIN:
         return column.map(_text)
     numbers = column.dropna().astype(float)
+    sizes = numbers.abs()[numbers != 0]
+    if len(sizes) and sizes.min() < 1 and sizes.max() >= 100:  # a column of unlike quantities
+        return column.map(_text)
     most = 4 if numbers.abs().max() < 100 else 1
     places = next((p for p in range(most) if np.allclose(numbers, numbers.round(p), rtol=0, atol=1e-9)), most)
     return column.map(lambda v: "" if pd.isna(v) else f"{v:.0e}" if 0 < abs(v) < 5e-5 else f"{v:z,.{places}f}")

@@ -40,14 +40,13 @@ def test_a_difference_before_its_ends_is_merged_like_a_value(rows: pd.DataFrame)
 
 
 def test_columns_print_as_they_need() -> None:
-    frame = pd.DataFrame(
-        {"year": [1995, 2001], "n": [1234, 56], "rounded": [0.044, 0.5], "long": [0.123456, -0.0], "mb": [1234.56, 0.1],
-         "empty": np.nan}
-    )  # fmt: skip
+    whole = {"year": [1995, 2001], "n": [1234, 56]}
+    parts = {"rounded": [0.044, 0.5], "long": [0.123456, -0.0], "mb": [1234.56, 3.0], "mixed": [943.0, 0.063]}
+    frame = pd.DataFrame(whole | parts | {"empty": np.nan})
     assert cells(figures.table_html(frame)) == [
-        ["year", "n", "rounded", "long", "mb"],
-        ["1995", "1,234", "0.044", "0.1235", "1,234.6"],
-        ["2001", "56", "0.500", "0.0000", "0.1"],
+        ["year", "n", "rounded", "long", "mb", "mixed"],
+        ["1995", "1,234", "0.044", "0.1235", "1,234.6", "943"],
+        ["2001", "56", "0.500", "0.0000", "3.0", "0.0630"],
     ]
 
 
