@@ -114,11 +114,13 @@ def _told(column: pd.Series) -> pd.Series:
 
 def _text(cell: Any) -> str:
     """
-    >>> _text("a"), _text(None), _text(0.5), _text(100000), _text(["x"])
-    ('a', '', '0.5000', '100,000', "['x']")
+    >>> _text("a"), _text(None), _text(0.5), _text(100000), _text(["x", "y"])
+    ('a', '', '0.5000', '100,000', 'x, y')
     """
     if isinstance(cell, float):
         return "" if np.isnan(cell) else _number(cell)
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return ", ".join(map(str, cell))
     if isinstance(cell, int) and not isinstance(cell, bool) and abs(cell) >= 10_000:
         return f"{cell:,}"
     return "" if cell is None or cell is pd.NA else str(cell)
