@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
-from sklearn.preprocessing import normalize
 
 from recsys_utils.interactions import natural_order
 from recsys_utils.interfaces import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
-from recsys_utils.metrics import genre_matrix
 
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
 IDS = ["movie_id", "imdb_id", "tmdb_id"]  # movie_id: the movieId of MovieLens' later editions
@@ -122,51 +118,6 @@ def coverage(items: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
         has = column.notna() if field == "year" else column.map(len) > 0
         rows.append((field, int(has.sum()), has.mean(), weight[has].sum() / max(weight.sum(), 1)))
     return pd.DataFrame(rows, columns=["field", "films", "share_of_films", "share_of_ratings"])
-
-
-ALIKE_DRAWS = 199  # random pairings that the films' own are compared with
-
-
-def alike(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Are the facts those of the right films? Films that share a director should be more alike in genre than others.
-
-    Facts joined by the wrong id give every film some director, and nothing complains; but then what films share has
-    nothing to do with their genres. For each field of names: ``pairs`` of films that share one, the mean cosine of
-    their genre vectors, the same with the facts dealt anew among the films that have any (mean of 199 deals), and p,
-    the share of deals that reach the films' own value (one added to both, so never 0).
-
-    Parameters
-    ----------
-    items : genres and at least one of keywords, directors, actors, writers, lists of names; a field that no two films
-        with a genre share gives no row
-
-    >>> films = pd.DataFrame({"genres": [["War"], ["War"], ["Love"], ["Love"]] * 5})
-    >>> films["directors"] = [["a"], ["a"], ["b"], ["b"]] * 5
-    >>> alike(films, np.random.default_rng(0))[["field", "pairs", "cosine", "p"]].to_numpy().tolist()
-    [['directors', 90, 1.0, 0.005]]
-    """
-    rows = []
-    for field in [column for column in LISTS[1:] if column in items]:
-        known = items[(items[field].map(len) > 0) & (items["genres"].map(len) > 0)]
-        kinds, members = (genre_matrix(known[column].tolist())[0] for column in ("genres", field))
-        if (members.getnnz(axis=0) < 2).all():
-            continue
-        vectors, members = normalize(kinds), members.T.tocsr()
-        own, pairs = _mean_cosine(members, vectors)
-        dealt = np.array([_mean_cosine(members, vectors[rng.permutation(len(known))])[0] for _ in range(ALIKE_DRAWS)])
-        p = (1 + np.count_nonzero(dealt >= own)) / (1 + ALIKE_DRAWS)
-        rows.append((field, len(known), pairs, own, dealt.mean(), p))
-    return pd.DataFrame(rows, columns=["field", "films", "pairs", "cosine", "cosine_by_chance", "p"])
-
-
-def _mean_cosine(members: csr_matrix, vectors: csr_matrix) -> tuple[float, int]:
-    """Mean cosine of unit vectors (films, D) over the pairs of each group of films (groups, films), and their number.
-
-    The sum over the pairs of a group is (|sum v|^2 - n) / 2, so no pair is formed.
-    """
-    size = members.getnnz(axis=1)
-    pairs = int((size * (size - 1)).sum()) // 2
-    return float(((members @ vectors).power(2).sum() - size.sum()) / 2 / pairs), pairs
 
 
 def check(ratings: pd.DataFrame, items: pd.DataFrame, scale: Scale, prefix: str) -> None:

@@ -52,10 +52,17 @@ class Step:
 
 
 def rungs(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
-    """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own."""
+    """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own.
+
+    V2 has one noise for everyone, as the factorization machines have.
+    """
     kinds = FEATURES if has_time else ("implicit",)
     sets = [kinds[:n] for n in range(len(kinds) + 1)]
-    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": LatentTraits(seed=child_seed(seed, "V2"))}
+    models: dict[str, Model] = {
+        "KNN": knn,
+        "SVD": svd,
+        "V2": LatentTraits(varied_noise=False, seed=child_seed(seed, "V2")),
+    }
     return models | {"+".join(("FM ids", *s)): BayesianFM(s, seed=child_seed(seed, "fm", *s)) for s in sets}
 
 

@@ -169,7 +169,7 @@ def graph(files: Files) -> pd.DataFrame:
 
     The graph lies beside ML-100K, and its films are numbered up to 1,682 like ML-100K's, but by the movieIds of the
     later editions: taken for ML-100K's own ids, one pair in a thousand that shares a director there does so in truth,
-    taken for movieIds 99 % (``catalogue.alike`` sees it from the genres).
+    taken for movieIds 99 % (``catalogue_study.alike`` sees it from the genres).
     """
     link = _table(files["ml-100k.link"], "\t", [ITEM, "film"], header=True)
     facts = _table(files["ml-100k.kg"], "\t", ["film", "relation", "entity"], header=True)

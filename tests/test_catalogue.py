@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -135,27 +134,3 @@ def test_a_field_comes_whole_from_the_first_source_that_has_it() -> None:
     assert got.meta()["attribution"] == ["Names", "TMDB", "Freebase"]  # who added nothing is not named
     assert got.has_billing_order
     assert not merge(films(), [GRAPH]).has_billing_order
-
-
-def kin(shift: int) -> pd.DataFrame:
-    """Forty films of two kinds; each director makes one kind, if facts are of the right films (shift 0)."""
-    rng = np.random.default_rng(4)
-    kind = rng.integers(2, size=40)
-    crew = [[f"d{k}{n % 3}"] for n, k in enumerate(kind)]
-    genres = [["War", "Drama"] if k else ["Comedy"] for k in kind]
-    return pd.DataFrame({"genres": genres, "directors": [crew[(n + shift) % 40] for n in range(40)]})
-
-
-def test_facts_of_the_right_films_follow_their_genres_and_others_do_not() -> None:
-    right, wrong = (catalogue.alike(kin(shift), np.random.default_rng(0)) for shift in (0, 1))
-    assert right["cosine"].item() == pytest.approx(1)
-    assert right["p"].tolist() == [1 / 200], "no deal of 199 reaches it"
-    assert wrong["p"].item() > 0.05
-    assert right["pairs"].item() == wrong["pairs"].item() > 100
-
-
-def test_facts_that_no_two_films_share_tell_nothing() -> None:
-    films = pd.DataFrame(
-        {"genres": [["War"], ["War"], []], "directors": [["a"], ["b"], ["a"]], "writers": [[], [], []]}
-    )
-    assert catalogue.alike(films, np.random.default_rng(0)).empty

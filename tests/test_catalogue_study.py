@@ -13,6 +13,7 @@ from recsys_utils.catalogue_study import (
     NONE,
     REPORTED,
     FilterStudy,
+    alike,
     cold_content,
     filters,
     kept,
@@ -201,3 +202,27 @@ def test_the_right_genres_rank_cold_films_and_anothers_do_not() -> None:
     assert mean["matched"] == pytest.approx(1.0)
     # by number films 0-11 are all Even and 12-23 nothing: equal scores in every fold, so the catalogue's order
     np.testing.assert_array_equal(values["joined-by-id"], values["catalogue-order"])
+
+
+def kin(shift: int) -> pd.DataFrame:
+    """Forty films of two kinds; each director makes one kind, if facts are of the right films (shift 0)."""
+    rng = np.random.default_rng(4)
+    kind = rng.integers(2, size=40)
+    crew = [[f"d{k}{n % 3}"] for n, k in enumerate(kind)]
+    genres = [["War", "Drama"] if k else ["Comedy"] for k in kind]
+    return pd.DataFrame({"genres": genres, "directors": [crew[(n + shift) % 40] for n in range(40)]})
+
+
+def test_facts_of_the_right_films_follow_their_genres_and_others_do_not() -> None:
+    right, wrong = (alike(kin(shift), np.random.default_rng(0)) for shift in (0, 1))
+    assert right["cosine"].item() == pytest.approx(1)
+    assert right["p"].tolist() == [1 / 200], "no deal of 199 reaches it"
+    assert wrong["p"].item() > 0.05
+    assert right["pairs"].item() == wrong["pairs"].item() > 100
+
+
+def test_facts_that_no_two_films_share_tell_nothing() -> None:
+    films = pd.DataFrame(
+        {"genres": [["War"], ["War"], []], "directors": [["a"], ["b"], ["a"]], "writers": [[], [], []]}
+    )
+    assert alike(films, np.random.default_rng(0)).empty

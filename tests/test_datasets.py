@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_utils import archives, catalogue, datasets, ingest, movielens
+from recsys_utils import archives, catalogue, catalogue_study, datasets, ingest, movielens
 from recsys_utils.archives import Member
 from recsys_utils.datasets import Dataset, Fetched, Wheel, fetch, fetch_command
 from recsys_utils.interfaces import InputError
@@ -537,7 +537,9 @@ def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(left.ratings, right.ratings)
     pd.testing.assert_frame_equal(left.items, right.items)
     assert len(left.ratings) == 100_000
-    assert catalogue.alike(left.items, np.random.default_rng(0))["p"].max() <= 0.005, "the facts are of the right films"
+    assert catalogue_study.alike(left.items, np.random.default_rng(0))["p"].max() <= 0.005, (
+        "the facts are of the right films"
+    )
     assert (left.items["title"] == "unknown").sum() == 1
     assert left.items["year"].isna().sum() == 1
 
