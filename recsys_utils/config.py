@@ -340,7 +340,9 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: extends takes the name of a parameter file; found {base!r}.")
     if path.parent / base in (*above, path):
         raise InputError(f"{path} extends {base}, which leads back to itself.")
-    return _laid_over(_read(path.parent / base, (*above, path)), raw)
+    found = _read(path.parent / base, (*above, path))
+    found.pop("budget_seconds", None)  # what one data set takes says nothing of another
+    return _laid_over(found, raw)
 
 
 def _laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -156,3 +156,10 @@ def test_a_budget_is_of_a_stage() -> None:
         config.load(SMOKE, ["budget_seconds.02_ingest=5"])
     with pytest.raises(InputError, match="greater than 0"):
         config.load(SMOKE, ["budget_seconds.01_ingest=0"])
+
+
+def test_a_budget_holds_for_the_file_it_stands_in_only(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(SMOKE.read_text() + "\nbudget_seconds: {01_ingest: 5}\n")
+    (tmp_path / "other.yaml").write_text("extends: base.yaml\nseed: 3\n")
+    assert config.load(tmp_path / "base.yaml").budget_seconds == {"01_ingest": 5}
+    assert config.load(tmp_path / "other.yaml").budget_seconds == {}
