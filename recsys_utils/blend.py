@@ -192,20 +192,29 @@ def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Sc
     return fused
 
 
-def places(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
-    """Place of every item of a row by score, 0 for the first; ties to the lower index, who is no candidate behind all.
+def ranked(scores: Scores, candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(B, I) items of each row from the highest score down, ties to the lower index; no candidates last.
 
-    A score and its index make one whole number, so that a plain sort of numbers is a stable one of scores, several
-    times faster.
+    A float32 and its index make one whole number, so that a plain sort of numbers is a stable one of scores, at half
+    the cost.
+
+    >>> ranked(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
+    [[1, 2, 0]]
+    """
+    bits = (np.where(candidates, -np.asarray(scores, np.float32), np.float32(np.inf)) + np.float32(0)).view(np.int32)
+    ascending = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).astype(np.int64)  # in the floats' order; + 0: no -0.0
+    order: NDArray[np.int64] = np.sort(ascending << 32 | np.arange(scores.shape[1]), axis=1) & (2**32 - 1)
+    return order
+
+
+def places(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Place of every item of a row in :func:`ranked`, 0 for the first.
 
     >>> places(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
     [[2.0, 0.0, 1.0]]
     """
-    bits = (np.where(candidates, -scores, np.float32(np.inf)) + np.float32(0)).view(np.int32)  # + 0: no -0.0 is left
-    ascending = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).astype(np.int64)  # floats' bits in the floats' order
-    order = np.sort(ascending << 32 | np.arange(scores.shape[1]), axis=1) & (2**32 - 1)
     place = np.empty(scores.shape, np.float32)
-    np.put_along_axis(place, order, np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
+    np.put_along_axis(place, ranked(scores, candidates), np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
     return place
 
 

@@ -41,7 +41,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.blend import candidates, normalise
+from recsys_utils.blend import candidates, normalise, ranked
 from recsys_utils.interfaces import InputError, Scores, child_seed
 from recsys_utils.metrics import genre_matrix, pattern
 
@@ -128,7 +128,7 @@ class Ranking:
         [[2, 0, 3, -1]]
         """
         free = candidates(profiles)
-        order = np.argsort(np.where(free, -scores, np.inf), axis=1, kind="stable").astype(np.int32)
+        order = ranked(scores, free).astype(np.int32)
         size = free.sum(axis=1)
         order[np.arange(scores.shape[1]) >= size[:, None]] = -1
         head = order[:, :POOL]
