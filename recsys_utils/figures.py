@@ -84,7 +84,7 @@ def _with_intervals(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     half = ((rows["ci_high"] - rows["ci_low"]) / 2).replace(0, np.nan).median()
     places = int(np.clip(np.ceil(-np.log10(half)) + 1, 0, 4)) if half > 0 else 4
     told = [
-        f"{v:z,.{places}f} [{low:z,.{places}f}, {high:z,.{places}f}]" if high > low else _number(v)
+        f"{v:z,.{places}f} [{low:z,.{places}f}, {high:z,.{places}f}]" if high > low else _text(v)
         for v, low, high in zip(rows[value], rows["ci_low"], rows["ci_high"], strict=True)
     ]
     merged = rows.assign(**{value: told}).drop(columns=["ci_low", "ci_high"])

@@ -24,9 +24,13 @@ HEADLINE = (
     ("ranking-last20", "ndcg@10", "ndcg@10 (ranking-last20)", ("alpha=learned", "alpha=")),
 )
 BARE = ("", "relevance=liked")  # a variant that names no setting is the model as the study chose it
-_TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SHORT_PROFILES = r"ndcg@10, learned - popularity, n=\d+-\d+, {} order"  # evidence of alpha-curve
+_TEXTS = yaml.safe_load(Path(__file__).with_name("front.yaml").read_text(encoding="utf-8"))
 READING_MODELS, LEVELS, LIMITS = (str(_TEXTS[name]) for name in ("reading_models", "levels", "limits"))
 WORDS, UPKEEP, _VERDICTS = (dict(_TEXTS[name]) for name in ("words", "upkeep", "verdicts"))
+
+
+_WORTH = {"better": "Worth it", "worse": "Not worth it", "tie": "Not worth it"}  # of other verdicts nothing follows
 
 
 class Words(NamedTuple):
@@ -64,14 +68,13 @@ def in_short(
     answers = {finding["id"]: finding for finding in findings}
     lines = [_ships(metrics, answers)]
     if decisions is not None:
-        pays: list[str] = []
-        not_worth: list[str] = []
+        told: dict[str, list[str]] = {"Worth it": [], "Not worth it": [], "Open": []}
         for row in _records(decisions[~decisions["id"].isin(UPKEEP)]):
-            words, better = in_plain_words(row["contrast"]), row["verdict"] == "better"
-            how = "" if better else f"; {_VERDICTS[row['verdict']]}"
-            (pays if better else not_worth).append(f"{words.judged} ({f'{signed(row)} {words.unit}'.rstrip()}{how})")
-        lines += [f"**Worth it:** {'; '.join(pays)}." if pays else ""]
-        lines += [f"**Not worth it:** {'; '.join(not_worth)}." if not_worth else ""]
+            words, verdict = in_plain_words(row["contrast"]), row["verdict"]
+            how = "" if verdict == "better" else f"; {_VERDICTS[verdict]}"
+            told[_WORTH.get(verdict, "Open")].append(f"{words.judged} ({f'{signed(row)} {words.unit}'.rstrip()}{how})")
+        lines += [f"**{worth}:** {'; '.join(judged)}." for worth, judged in told.items() if judged]
+    lines += [_on_new_items(answers)]
     upkeep = [f"*{asked}* {first_sentence(answers[id]['answer'])}" for id, asked in UPKEEP.items() if id in answers]
     lines += [f"**Upkeep:** {' '.join(upkeep)}" if upkeep else ""]
     if decisions is not None:
@@ -90,13 +93,36 @@ def _ships(metrics: pd.DataFrame, answers: Mapping[str, Mapping[str, Any]]) -> s
         texts.append(f"With whole histories, before variety, its ndcg@10 is {blend}, that of popularity {popular}")
         if alone := evidence(answers, "alpha-curve", r"ndcg@10, blend - EASE alone, ranking-last20"):
             texts[-1] += f" (EASE alone would do: the blend changes it by {signed(alone)})" if _same(alone) else ""
-    short = r"ndcg@10, learned - popularity, n=(\d+)-(\d+), {} order"
-    gains = [(order, evidence(answers, "alpha-curve", short.format(order))) for order in ("random", "time")]
-    if found := [f"{signed(row)} in {order} order" for order, row in gains if row]:
-        texts.append(f"with 1 to 30 ratings it gains {' and '.join(found)} on popularity")
+    gains = {order: evidence(answers, "alpha-curve", SHORT_PROFILES.format(order)) for order in ("random", "time")}
+    if found := [f"{signed(row)} in {order} order" for order, row in gains.items() if row]:
+        sizes = _sizes(next(filter(None, gains.values())))
+        texts.append(f"with {sizes} ratings it gains {' and '.join(found)} on popularity")
     if loss := evidence(answers, "diversity-strategy", r"ndcg@10 of .*, relative change"):
         texts.append(f"variety changes ndcg@10 by {percent(loss)}")
     return f"**Ship** {_shipped(answers['export'])}. {'; '.join(texts)}{'.' * bool(texts)}"
+
+
+def _sizes(row: Mapping[str, Any]) -> str:
+    """The profile sizes that the name of an evidence row holds.
+
+    >>> _sizes({"metric": "ndcg@10, learned - popularity, n=1-30, random order"})
+    '1 to 30'
+    """
+    return re.sub(r".*n=(\d+)-(\d+),.*", r"\1 to \2", row["metric"])
+
+
+def _on_new_items(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """What content does where no collaborative model has anything to say, which no primary contrast asks."""
+    gain = evidence(answers, "cold-start", r"ndcg@10 on withheld items, blend - .+ alone")
+    if not gain:
+        return ""
+    other = evidence(answers, "cold-start", r"ndcg@10 on withheld items, blend - content")
+    beside = f"; content by itself differs from the blend by {signed(_reversed(other))}" if other else ""
+    return f"**Items nobody has rated:** content changes the blend's ndcg@10 there by {signed(gain)}{beside}."
+
+
+def _reversed(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"value": -row["value"], "ci_low": -row["ci_high"], "ci_high": -row["ci_low"]}
 
 
 def _shipped(export: Mapping[str, Any]) -> str:
@@ -124,7 +150,8 @@ def evidence(answers: Mapping[str, Mapping[str, Any]], id: str, pattern: str) ->
 
 
 def _same(row: Mapping[str, Any]) -> bool:
-    return bool(row["ci_low"] <= 0 <= row["ci_high"] or max(-row["ci_low"], row["ci_high"]) <= MARGIN)
+    """A tie, as ``significance.verdict`` has it: an interval that holds 0 and is wider is no proof of sameness."""
+    return bool(max(-row["ci_low"], row["ci_high"]) <= MARGIN)
 
 
 # ---- the decisions
@@ -180,10 +207,9 @@ def _ship_row(metrics: pd.DataFrame, answers: Mapping[str, Mapping[str, Any]]) -
             f"ndcg@10 (ranking-last20) of the blend **{level(rows['blend'])}**, of popularity "
             f"{level(rows['popularity'])}, n = {int(rows['blend']['n']):,}"
         )
-    gain = evidence(answers, "alpha-curve", r"ndcg@10, learned - popularity, n=\d+-\d+, random order")
-    if gain:
+    if gain := evidence(answers, "alpha-curve", SHORT_PROFILES.format("random")):
         decided.append(
-            "ndcg@10 (profile-size) of learned weights less popularity, 1 to 30 ratings in random order: "
+            f"ndcg@10 (profile-size) of learned weights less popularity, {_sizes(gain)} ratings in random order: "
             f"**{signed(gain)}**, n = {gain['n']:,}"
         )
         verdicts.append(f"the blend **does {'better' if gain['ci_low'] > 0 else 'not do better'}** than popularity")

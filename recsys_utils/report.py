@@ -53,7 +53,7 @@ KEY_FIGURES = {  # on the first page, in this order; README shows the first
     "models": "Rating error and ranking quality of each model, with intervals",
     "diversity_served": "What the diversity strategies cost in accuracy for a list closer to the user's genres",
 }
-STYLE = Path(__file__).with_suffix(".css")
+STYLE = Path(__file__).with_name("report.css")
 BESIDE = "11_beside.csv"
 
 

@@ -68,3 +68,10 @@ def test_the_setting_that_is_served_is_ringed() -> None:
     ring = max(ax.get_lines(), key=lambda line: line.get_markersize())
     assert ring.get_xydata().tolist() == [[-0.2, -20.0]]
     assert any("weight 0.2" in text.get_text().replace("\n", " ") for text in ax.texts)
+
+
+def test_a_row_without_interval_shows_its_value_or_nothing() -> None:
+    rows = pd.DataFrame({"value": [0.5, None], "ci_low": [0.4, None], "ci_high": [0.6, None], "who": ["a", "b"]})
+    html = figures.table_html(rows)
+    assert "0.50 [0.40, 0.60]" in html
+    assert "nan" not in html.lower()

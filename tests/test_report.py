@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import report
+from recsys_utils import front, report
 from recsys_utils.interfaces import InputError
 from recsys_utils.stage import METRIC_COLUMNS
 
@@ -232,6 +232,30 @@ def test_the_bottom_line_comes_first(site: Path) -> None:
     assert "2 of 2 deciding differences are not zero" in short
     assert "1 of 2 verdicts repeat on other; not: the first (better here, undecided there)." in short
     assert "Offline is not online" in short
+
+
+@pytest.mark.parametrize(("high", "said"), [(0.009, True), (0.012, False)])
+def test_a_peer_would_do_only_if_it_ties(high: float, said: bool) -> None:
+    """An interval that holds 0 and reaches beyond the margin is undecided, not the same."""
+    row = {"metric": "ndcg@10, blend - EASE alone, ranking-last20", "value": 0.003, "ci_low": -0.004, "n": 900}
+    answers = {
+        "alpha-curve": {"evidence": [row | {"ci_high": high}]},
+        "export": {"answer": "The blend, fitted on all."},
+    }
+    metrics = pd.DataFrame(
+        [("ranking-last20", model, "", "all", "ndcg@10", 0.2, 0.1, 0.3, 900) for model in ("blend", "popularity")],
+        columns=METRIC_COLUMNS[1:],
+    )
+    assert ("EASE alone would do" in front._ships(metrics, answers)) is said
+
+
+def test_what_is_undecided_is_neither_worth_it_nor_not() -> None:
+    row = {"id": "x", "contrast": "a - b", "value": 0.0, "ci_low": -0.02, "ci_high": 0.02, "p_holm": 1.0}
+    told = [
+        front.in_short(pd.DataFrame(columns=METRIC_COLUMNS), [], pd.DataFrame([row | {"verdict": verdict}]), {})
+        for verdict in ("undecided", "not worse", "tie")
+    ]
+    assert [t.partition(":**")[0] for t in told] == ["- **Open", "- **Open", "- **Not worth it"]
 
 
 def test_cards_fold_what_is_long() -> None:
