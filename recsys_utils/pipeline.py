@@ -53,6 +53,7 @@ SITE = "site"
 MANIFEST = "manifest.json"
 NOTEBOOK = "notebook.ipynb"
 TIMINGS = "timings.json"
+DATA = (".csv", ".css", ".yaml")  # of the package: read by the module that names the file
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,17 @@ def _names(names: set[str]) -> str:
 
 
 def imported_modules(sources: list[str], package: Path) -> list[Path]:
-    """Files of ``package`` that some code imports, directly or through one another; nothing is run."""
+    """Files of ``package`` that some code imports, directly or through one another, and the data files that these name.
+
+    Nothing is run.
+    """
+    data = {file.name: file for file in package.glob("*") if file.suffix in DATA}
     pending, found = set().union(*(_imports(source, package) for source in sources)), set[Path]()
     while pending:
         module = pending.pop()
-        found.add(module)
-        pending |= _imports(module.read_text(encoding="utf-8"), package) - found
+        text = module.read_text(encoding="utf-8")
+        found |= {module, *(file for name, file in data.items() if f'"{name}"' in text)}
+        pending |= _imports(text, package) - found
     return sorted(found)
 
 
@@ -318,12 +324,7 @@ class _Run:
         plan = self.plan
         made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
         made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
-        package = plan.root / "recsys_utils"
-        modules = [
-            *imported_modules(["from recsys_utils import report"], package),
-            *sorted(package.glob("*.css")),
-            *sorted(package.glob("*.yaml")),
-        ]
+        modules = imported_modules(["from recsys_utils import report"], plan.root / "recsys_utils")
         return made | {plan.shown(file): _sha256(file) for file in [*modules, *self._measured()]}
 
     # run by doit in a thread of its own

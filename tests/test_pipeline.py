@@ -21,6 +21,7 @@ from recsys_utils import pipeline, ratings_store
 from recsys_utils.interfaces import InputError
 from recsys_utils.pipeline import Plan, imported_modules, run
 
+ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {"a": (), "b": ("a",), "c": ("a",)}
 READ_A = "import json\nvalue = json.loads((folder.parent / 'a' / 'value.json').read_text())\n"
 HEAD = "import os, time\nfrom pathlib import Path\nfolder = Path(os.environ['RECSYS_ROOT']) / output\n"
@@ -198,13 +199,27 @@ def test_only_modules_a_notebook_reaches_count(tmp_path: Path) -> None:
     package.mkdir()
     for name, code in {
         "one": "from kit.two import f",
-        "two": "def f():\n    import kit.three",
+        "two": "def f():\n    import kit.three\n    open('kit/own.csv', encoding=\"own.csv\")",
         "three": "",
         "other": "from kit import one",
     }.items():
         (package / f"{name}.py").write_text(code)
+    for name in ("own.csv", "nobodys.yaml"):
+        (package / name).write_text("")
     found = imported_modules(["%matplotlib inline\nfrom kit import one\nimport numpy"], package)
-    assert [path.stem for path in found] == ["one", "three", "two"]
+    assert [path.name for path in found] == ["one.py", "own.csv", "three.py", "two.py"]
+
+
+def test_the_package_s_data_files_belong_to_who_reads_them() -> None:
+    package = ROOT / "recsys_utils"
+    first, site = (
+        {path.name for path in imported_modules([code], package)}
+        for code in ("from recsys_utils import ingest", "from recsys_utils import report")
+    )
+    assert "ml_100k_movie_ids.csv" in first
+    assert {"report.css", "front.yaml"} <= site
+    read = {name for name in first | site if not name.endswith(".py")}
+    assert read == {path.name for path in package.iterdir() if path.suffix in pipeline.DATA}, "nobody reads the others"
 
 
 SLOW = """(folder / 'begun').write_text('')
