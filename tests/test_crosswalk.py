@@ -230,6 +230,7 @@ def test_neighbours_change_when_the_facts_are_another_films() -> None:
     assert shared == 0
 
 
+DATA_README = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text(encoding="utf-8")
 # items_info.json is wrong about these: an episode of a series, or a film of the same name and another year
 REFERENCE_ERRORS = {"213", "376", "668", "799", "868", "987", "1086", "1296"}
 
@@ -256,5 +257,8 @@ def test_ml_100k_is_mapped_to_latest_small_without_error(shared_data: Path) -> N
     kept = pd.read_csv(ingest.MOVIE_IDS, dtype=str)
     assert kept["item_id"].tolist() == walk.loc[known, "item_id"].tolist(), "what ingest goes by without this edition"
     assert kept["movie_id"].tolist() == walk.loc[known, "movieId"].tolist()
+    share = walk["ratings"][known].sum() / len(counts)
+    said = " ".join(DATA_README.split())
+    assert f"each of {known.sum():,} films of ML-100K has ({100 * share:.1f} % of the ratings)" in said
     cost = naive_join(walk, others, pd.DataFrame({"item_id": counts})).set_index("fate")
     assert cost["films"].to_dict() == {"the right film": 3, "another film": 1265, "no film": 414}

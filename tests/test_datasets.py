@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
+import json
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 import httpx
@@ -542,6 +545,34 @@ def test_real_files_agree_row_for_row(shared_data: Path, tmp_path: Path) -> None
     )
     assert (left.items["title"] == "unknown").sum() == 1
     assert left.items["year"].isna().sum() == 1
+
+
+def test_the_film_graph_speaks_of_movie_ids(shared_data: Path, tmp_path: Path) -> None:
+    """Films that share a director in the graph share one in truth, if its numbers are read as movieIds only."""
+    cached = ROOT / "data" / "raw"
+    fetched = datasets.fetch("ml-100k", raw=cached if (cached / "ml-100k").is_dir() else tmp_path)
+    if fetched.graph is None:
+        pytest.skip("the mirror of ML-100K is neither cached nor reachable")
+    with gzip.open(shared_data / "ml-100k-imdb-items_info.json.gz") as stream:
+        told = {film["movielens_id"]: set((film["directors"] or "").split(", ")) - {""} for film in json.load(stream)}
+    right = ingest.build(fetched).items
+    graph = fetched.graph.facts("graph").set_index("item_id")["directors"]
+    found = {}
+    for reading, crews in (("movieId", zip(right["item_id"], right["directors"], strict=True)), ("own", graph.items())):
+        films: dict[str, list[str]] = {}
+        for film, crew in crews:
+            for name in crew if isinstance(crew, list) and told.get(film) else ():
+                films.setdefault(name, []).append(film)
+        shared = [bool(told[a] & told[b]) for group in films.values() for a, b in combinations(group, 2)]
+        found[reading] = np.mean(shared)
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert round(1000 * found["own"]) == 1
+    assert "one pair of films in a thousand" in readme
+    assert round(100 * found["movieId"]) == 99
+    assert "99 in a hundred" in readme
+    has = right[["directors", "actors", "writers", "keywords"]].map(len).any(axis=1)
+    rated = ingest.build(fetched).ratings["item_id"].isin(right["item_id"][has]).mean()
+    assert f"{has.sum():,} films ({100 * rated:.0f} % of the ratings)" in readme
 
 
 def test_readme_lists_the_pinned_checksums() -> None:
