@@ -29,7 +29,7 @@ def pairs(users: int, items: int, ratings: int, rng: np.random.Generator) -> tup
     They are drawn for some users at a time: drawing all at once took more memory than the fit that is measured.
     """
     user, item = (np.empty(ratings, np.int32) for _ in range(2))
-    blocks = max(1, ratings >> 20)
+    blocks = max(1, ratings >> 18)
     edges = np.unique((users * (np.arange(blocks + 1) / blocks) ** 1.5).astype(int))
     ends = np.rint(ratings * (edges / users) ** (1 / 1.5)).astype(int)
     for (low, start), (high, end) in pairwise(zip(edges, ends, strict=True)):
@@ -54,8 +54,8 @@ def planted(ratings: int, seed: int = 0, traits: int = 8) -> Interactions:
     theta, beta = (rng.standard_normal((n, traits), np.float32) * np.float32(0.45) for n in (users, items))
     own, other = (np.float32(s) * rng.standard_normal(n, np.float32) for s, n in ((0.35, users), (0.45, items)))
     rating = np.empty(ratings, np.float32)
-    for start in range(0, ratings, 1 << 20):
-        part = slice(start, start + (1 << 20))
+    for start in range(0, ratings, 1 << 18):
+        part = slice(start, start + (1 << 18))
         u, m = user[part], item[part]
         rating[part] = 3.5 + own[u] + other[m] + np.einsum("nk,nk->n", theta[u], beta[m])
         rating[part] += np.float32(NOISE) * rng.standard_normal(len(u), np.float32)

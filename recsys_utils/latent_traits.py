@@ -33,7 +33,7 @@ _LEAST = 1e-8  # of a prior variance: what evidence has ruled out stays finite
 _SHAPES = 1.5, 1e6  # of the prior of relative precisions: below 1 an unknown row's noise would have no mean
 MOST_LEVELS = 20  # distinct ratings at most that are taken as ordered categories
 _FAR = 1e9  # the outer cut points, finite so that 0 * _FAR = 0
-_INNER, _ENOUGH = 50, 1e-6  # rounds at most, and the change that ends them, of a fold-in without a closed form
+_INNER, _ENOUGH = 50, 1e-5  # rounds at most, and the change that ends them, of a fold-in without a closed form
 _DELAY, _FORGETTING = 1.0, 0.6  # tau and kappa: batch t, from 0, moves the items by (t + tau)^-kappa
 
 
@@ -118,8 +118,9 @@ class LatentTraits(_RatingModel):
 
     *Mini-batches*: ``batch_users`` at a time are updated as above; the sums over ratings that make an item's posterior
     then move towards those of the batch, scaled to all its ratings, by ``(t + 1)^-.6`` for an item with its usual share
-    of the batch. An epoch costs more than a sweep and ``elbo`` is an estimate. It pays where few passes over very many
-    users must do, since items learn within the first; small data are better off without.
+    of the batch. ``elbo`` is an estimate then. It pays with many users and few passes: on 2.5 million generated ratings
+    an epoch in batches of 5,000 users cost 1.8 sweeps and was worth three (held-out likelihood), the second was worth
+    more than five. On small data it ends a little below the full ascent (.005 nats a rating on ML-100K).
 
     Traits are turned (which changes no prediction) so that their second moments are diagonal and equal on both sides,
     in decreasing order. A profile is folded in by the exact conditional of its row, item posteriors fixed (in rounds to
@@ -363,14 +364,17 @@ class LatentTraits(_RatingModel):
         With theta' = R theta and beta' = R^-T beta no prediction changes, and of all such R this one has the largest
         bound: a positive matrix's log determinant is at most the sum of the logs on its diagonal (Hadamard).
         """
-        users, items = sides
+        items = sides[1]
         k = len(self.user_prior) - 1
         row, column = np.tril_indices(k + 1)
         inner = slice(k * (k + 1) // 2)
         second = []
-        for side, matrix in ((users, rated), (items, columns)):
-            packed = side.moment[np.diff(matrix.indptr) > 0, inner].mean(axis=0, dtype=np.float64)
-            second.append(_unpacked(packed[None], k)[0])
+        for side, known in zip(sides, _known(rated, columns, sides), strict=True):
+            total = np.zeros(inner.stop)
+            for start in range(0, len(known), 4096):  # a copy of all moments would be the largest array of the fit
+                rows = slice(start, start + 4096)
+                total += side.moment[rows, inner][known[rows]].sum(axis=0, dtype=np.float64)
+            second.append(_unpacked(total[None] / known.sum(), k)[0])
         root = np.linalg.cholesky(second[0] + _LEAST * np.trace(second[0]) / k * np.eye(k))
         size, axes = np.linalg.eigh(root.T @ second[1] @ root)
         size, axes = np.maximum(size[::-1], _LEAST * size[-1]), axes[:, ::-1]
