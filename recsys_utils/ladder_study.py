@@ -27,7 +27,7 @@ from recsys_utils.traits_study import inside
 
 Model = SVD | KNN | LatentTraits | BayesianFM
 
-BLEND, EARLIER_BLEND, MOMENT = "blend", "blend without moment", "FM ids+time+implicit+moment"
+BLEND, EARLIER_BLEND, MOMENT = "blend", "blend without moment", "FM ids+time+implicit+ordinal+moment"
 KNOWN = ("FM ids", "FM ids+time")  # left out of the blends: another rung knows all that these know
 INNER_FOLDS = 10  # a training part is cut into so many folds; the first is predicted for the weights of the blend
 PENALTIES = np.logspace(-1, 3, 9)  # of the blend's ridge, whose leave-one-out error chooses
@@ -52,18 +52,14 @@ class Step:
 
 
 def rungs(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
-    """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own.
-
-    V2 has one noise for everyone, as the factorization machines have.
-    """
-    kinds = FEATURES if has_time else ("implicit",)
-    sets = [kinds[:n] for n in range(len(kinds) + 1)]
-    models: dict[str, Model] = {
-        "KNN": knn,
-        "SVD": svd,
-        "V2": LatentTraits(varied_noise=False, seed=child_seed(seed, "V2")),
-    }
-    return models | {"+".join(("FM ids", *s)): BayesianFM(s, seed=child_seed(seed, "fm", *s)) for s in sets}
+    """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own."""
+    kinds = ("time", "implicit", "ordinal", "moment") if has_time else ("implicit", "ordinal")
+    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": LatentTraits(seed=child_seed(seed, "V2"))}
+    for known in (kinds[:n] for n in range(len(kinds) + 1)):
+        models["+".join(("FM ids", *known))] = BayesianFM(
+            tuple(k for k in known if k in FEATURES), ordinal="ordinal" in known, seed=child_seed(seed, "fm", *known)
+        )
+    return models
 
 
 def u1_steps(

@@ -11,7 +11,7 @@ import pytest
 from blind import check_blind
 
 from recsys_utils import bayesian_fm, fast_grid
-from recsys_utils.bayesian_fm import DAMPING, NEAR, BayesianFM, moment
+from recsys_utils.bayesian_fm import DAMPING, NEAR, BayesianFM, moment, step_moments
 from recsys_utils.interactions import DAY, Interactions
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.protocols import LeakError
@@ -72,21 +72,33 @@ def test_a_day_that_was_not_trained_on_has_no_feature() -> None:
     assert x_asked.toarray().tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
+def test_moments_of_a_step_are_those_of_its_draws() -> None:
+    levels, cuts, score = np.array([1.0, 2.0, 5.0]), np.array([-0.5, 0.3]), np.array([-2.0, 0.1, 1.0])
+    z = score[:, None] + np.random.default_rng(1).standard_normal((3, 200_000))
+    drawn = levels[np.searchsorted(cuts, z)]
+    mean, square = step_moments(score, cuts, levels)
+    np.testing.assert_allclose(mean, drawn.mean(axis=1), atol=0.02)  # five standard errors
+    np.testing.assert_allclose(square, (drawn**2).mean(axis=1), atol=0.12)
+
+
 class TestChain:
     pytestmark = pytest.mark.usefixtures("installed")
 
-    def test_tastes_are_found_and_the_deviation_covers(self, data) -> None:
+    @pytest.mark.parametrize("ordinal", [False, True])
+    def test_tastes_are_found_and_the_deviation_covers(self, data, ordinal) -> None:
         test = np.arange(len(data)) % 5 == 0
         train, asked = data.where(~test), data.where(test)
-        mean, deviation = BayesianFM(rank=3, sweeps=60, seed=2).predict(train, asked)
+        mean, deviation = BayesianFM(ordinal=ordinal, rank=3, sweeps=60, seed=2).predict(train, asked)
         error = np.sqrt(np.mean((mean - asked.rating) ** 2))
         assert error < 0.97 * asked.rating.std()
         z = np.abs(mean - asked.rating) / deviation
         assert abs((z < 1.2816).mean() - 0.8) < 0.1  # 260 ratings: two standard errors are .05
 
-    def test_the_scale_does_not_matter(self, data) -> None:
+    @pytest.mark.parametrize("ordinal", [False, True])
+    def test_the_scale_does_not_matter(self, data, ordinal) -> None:
         ten = replace(data, rating=data.rating * np.float32(20), scale=Scale(20, 100))
-        one, other = (SMALL.predict(d.where(d.user > 5), d.where(d.user <= 5)) for d in (data, ten))
+        model = replace(SMALL, ordinal=ordinal)
+        one, other = (model.predict(d.where(d.user > 5), d.where(d.user <= 5)) for d in (data, ten))
         np.testing.assert_allclose(20 * np.array(one), other, rtol=1e-4)
 
     def test_a_seed_gives_one_chain(self, data) -> None:
@@ -94,14 +106,19 @@ class TestChain:
         np.testing.assert_array_equal(one, two)
         assert not np.allclose(one, other)
 
-    def test_features_from_training_and_test_ratings_are_noticed(self, data, monkeypatch) -> None:
+    def test_ordinal_predictions_never_leave_the_scale(self, data) -> None:
+        mean, deviation = replace(SMALL, ordinal=True).predict(data.where(data.user > 5), data.where(data.user <= 5))
+        assert ((mean > 1) & (mean < 5) & (deviation > 0) & (deviation < 2)).all()
+
+    @pytest.mark.parametrize("ordinal", [False, True])
+    def test_features_from_training_and_test_ratings_are_noticed(self, data, monkeypatch, ordinal) -> None:
         """Canary: the published recipe that builds implicit features from all pairs, test part included, must fail."""
         test = np.arange(len(data)) % 5 == 0
         asked = data.where(test).where(np.arange(test.sum()) < 40)
         real = bayesian_fm._sides
 
         def run(data: Interactions, test: np.ndarray) -> np.ndarray:
-            return SMALL.predict(data.where(~test), asked)[0]
+            return replace(SMALL, ordinal=ordinal).predict(data.where(~test), asked)[0]
 
         def leaking(everything: Interactions, test: np.ndarray) -> np.ndarray:
             monkeypatch.setattr(bayesian_fm, "_sides", lambda train, implicit: real(everything, implicit))

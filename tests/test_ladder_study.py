@@ -12,6 +12,7 @@ import pytest
 from blind import check_blind
 
 from recsys_utils import datasets, ingest, ladder_study
+from recsys_utils.bayesian_fm import BayesianFM
 from recsys_utils.cli import plan_from
 from recsys_utils.collaborative import KNN, SVD
 from recsys_utils.interactions import Interactions
@@ -114,8 +115,18 @@ def test_heights_by_hand() -> None:
 
 
 def test_without_time_stamps_the_machines_have_no_temporal_rung() -> None:
-    assert list(rungs(SVD(), KNN(), has_time=False, seed=1))[3:] == ["FM ids", "FM ids+implicit"]
-    assert set({*ladder_study.KNOWN, ladder_study.MOMENT}) < set(rungs(SVD(), KNN(), has_time=True, seed=1))
+    assert list(rungs(SVD(), KNN(), has_time=False, seed=1))[3:] == [
+        "FM ids",
+        "FM ids+implicit",
+        "FM ids+implicit+ordinal",
+    ]
+    models = rungs(SVD(), KNN(), has_time=True, seed=1)
+    assert {*ladder_study.KNOWN, ladder_study.MOMENT} < set(models)
+
+
+def test_only_the_last_rung_knows_the_moment() -> None:
+    machines = {n: m for n, m in rungs(SVD(), KNN(), has_time=True, seed=1).items() if isinstance(m, BayesianFM)}
+    assert [n for n, m in machines.items() if "moment" in m.features] == [ladder_study.MOMENT] == list(machines)[-1:]
 
 
 def test_the_mirror_has_no_u1(data) -> None:
