@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack, identity
 from scipy.special import ndtr
 from sklearn.preprocessing import OneHotEncoder, normalize
@@ -26,6 +27,7 @@ from recsys_utils.metrics import pattern
 
 INSTALL = 'pip install "myfm==0.4.0" "setuptools>=77,<81"'
 FEATURES = ("time", "implicit", "moment")
+STRETCHES = 10  # into which each user's history is cut
 NEAR = 30.0  # seconds in which the weight of a user's other ratings falls by e; 10 to 60 do as well
 DAMPING = 3.0  # ratings of no deviation that are added to those of a moment
 
@@ -50,7 +52,8 @@ def myfm() -> Any:
 class BayesianFM:
     """Rating predictions of a factorization machine with a posterior: users' and items' ids, and optional features.
 
-    - *time*: the calendar day of the rating, one of those in the training part
+    - *time*: the calendar day of the rating, one of those in the training part, and in which tenth of the user's
+      history it lies (:func:`stretch`): when others were rated, not how
     - *implicit*: the items that the user rated, and the users who rated the item, in the training part, each set
       divided by the root of its size (Koren's SVD++ and its mirror image)
     - *moment*: how far the user's other training ratings lie from ``mu + b_u + b_m``, mostly those given within a
@@ -145,13 +148,29 @@ def _columns(
     """Features of single ratings, those of the training part and those asked, and the sizes of their groups."""
     columns = [[csr_matrix((len(d), 0)) for d in (train, asked)]]
     if "time" in features:
-        days = [d.timestamp[:, None] // DAY for d in (train, asked)]
-        encoder = OneHotEncoder(handle_unknown="ignore").fit(days[0])
-        columns.append([encoder.transform(day) for day in days])
+        for kind in ([d.timestamp // DAY for d in (train, asked)], stretch(train, asked)):
+            encoder = OneHotEncoder(handle_unknown="ignore").fit(kind[0][:, None])
+            columns.append([encoder.transform(values[:, None]) for values in kind])
     if "moment" in features:
         near = moment(train, asked)
         columns.append([csr_matrix(values[:, None] / (near[0].std() or 1.0)) for values in near])
     return [hstack(part, format="csr") for part in zip(*columns, strict=True)], [c[0].shape[1] for c in columns[1:]]
+
+
+def stretch(train: Interactions, asked: Interactions) -> list[NDArray[np.int64]]:
+    """In which of :data:`STRETCHES` parts of the user's history each rating of ``train`` and of ``asked`` lies, from 0.
+
+    By the share of the user's training ratings that were given earlier, those of the same second not counted. What
+    comes after all of them lies in the last part, what a user without any gives in the first.
+    """
+    first, span = train.timestamp.min(), np.int64(np.ptp(train.timestamp) + 3)
+    at = [d.user * span + (d.timestamp - first + 1).clip(0, span - 1) for d in (train, asked)]  # user by user, in time
+    known, parts = np.sort(at[0]), []
+    for user, place in zip((train.user, asked.user), at, strict=True):
+        start, end = (np.searchsorted(known, (user + n) * span) for n in (0, 1))
+        earlier = np.searchsorted(known, place) - start
+        parts.append(np.minimum(STRETCHES * earlier // np.maximum(end - start, 1), STRETCHES - 1))
+    return parts
 
 
 def moment(train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:

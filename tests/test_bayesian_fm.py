@@ -11,7 +11,7 @@ import pytest
 from blind import check_blind
 
 from recsys_utils import bayesian_fm, fast_grid
-from recsys_utils.bayesian_fm import DAMPING, NEAR, BayesianFM, moment, step_moments
+from recsys_utils.bayesian_fm import DAMPING, NEAR, STRETCHES, BayesianFM, moment, step_moments, stretch
 from recsys_utils.interactions import DAY, Interactions
 from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.protocols import LeakError
@@ -67,9 +67,25 @@ def test_implicit_features_are_the_training_part_and_nothing_else(data) -> None:
 def test_a_day_that_was_not_trained_on_has_no_feature() -> None:
     train, asked = tiny([0, DAY, DAY]), tiny([0, DAY, 5 * DAY])
     (x, x_asked), sizes = bayesian_fm._columns(train, asked, ("time",))
-    assert sizes == [2]
-    assert x.toarray().tolist() == [[1, 0], [0, 1], [0, 1]]
-    assert x_asked.toarray().tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert sizes == [2, 2]  # days, stretches
+    assert x.toarray()[:, :2].tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert x_asked.toarray()[:, :2].tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_the_stretch_is_the_share_of_earlier_training_ratings() -> None:
+    """User a rated at 1, 2, 2 and 9, user b at 5; of c nothing is known."""
+    frame = pd.DataFrame({"user_id": list("aaaab"), "item_id": list("wxyzw"), "timestamp": [9, 2, 1, 2, 5]})
+    frame["rating"] = [1.0, 2, 3, 4, 5]
+    train = Interactions.from_frame(frame, scale=Scale(1, 5), users="abc")
+    wanted = [("a", 0), ("a", 2), ("a", 3), ("a", 99), ("b", 5), ("b", 6), ("c", 5)]
+    frame = pd.DataFrame(wanted, columns=["user_id", "timestamp"]).assign(item_id=[*"vwxyvwv"], rating=3.0)
+    asked = Interactions.from_frame(frame, scale=Scale(1, 5), users="abc")
+    known, found = stretch(train, asked)
+    shares = [3 / 4, 1 / 4, 0, 1 / 4, 0], [0, 1 / 4, 3 / 4, 1, 0, 1, 0]
+    assert known.tolist() == [int(STRETCHES * s) for s in shares[0]]
+    assert found.tolist() == [min(int(STRETCHES * s), STRETCHES - 1) for s in shares[1]]
+    turned = replace(train, rating=6 - train.rating)
+    assert all((a == b).all() for a, b in zip(stretch(train, asked), stretch(turned, asked), strict=True))
 
 
 def test_moments_of_a_step_are_those_of_its_draws() -> None:
