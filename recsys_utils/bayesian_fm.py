@@ -22,7 +22,7 @@ from sklearn.preprocessing import OneHotEncoder, normalize
 from recsys_utils import fast_grid
 from recsys_utils.collaborative import Floats
 from recsys_utils.interactions import DAY, Interactions
-from recsys_utils.interfaces import InputError
+from recsys_utils.interfaces import InputError, child_seed
 from recsys_utils.metrics import pattern
 
 INSTALL = 'pip install "myfm==0.4.0" "setuptools>=77,<81"'
@@ -69,8 +69,9 @@ class BayesianFM:
     features : of :data:`FEATURES`
     ordinal : a rating is a step of the scale, not a number; cut points between those of the training part are learned
     rank : length of v
-    sweeps : Gibbs sweeps; the samples after the first ``burn_in`` are averaged
-    seed : of the chain
+    sweeps : Gibbs sweeps of a chain; the samples after the first ``burn_in`` are averaged
+    chains : independent ones, all of whose samples are averaged: one keeps near the mode it has found
+    seed : of the chains
     """
 
     name: ClassVar[str] = "bayesian_fm"
@@ -79,6 +80,7 @@ class BayesianFM:
     rank: int = 10
     sweeps: int = 200
     burn_in: int = 30
+    chains: int = 3
     seed: int = 0
 
     def predict(self, train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
@@ -115,12 +117,14 @@ class BayesianFM:
             return False, None
 
         kind = library.MyFMOrderedProbit if self.ordinal else library.MyFMRegressor
-        with redirect_stderr(io.StringIO()):  # its progress bar
-            kind(rank=self.rank, random_seed=self.seed % 2**31).fit(
-                x, step if self.ordinal else (train.rating - mean) / unit, X_rel=blocks, n_iter=self.sweeps,
-                n_kept_samples=1, group_shapes=sizes, callback=collect,
-            )  # fmt: skip
-        first, second = moments / (self.sweeps - self.burn_in)
+        target = step if self.ordinal else (train.rating - mean) / unit
+        for number in range(self.chains):
+            chain = kind(rank=self.rank, random_seed=child_seed(self.seed, "chain", number) % 2**31)
+            with redirect_stderr(io.StringIO()):  # its progress bar
+                chain.fit(
+                    x, target, X_rel=blocks, n_iter=self.sweeps, n_kept_samples=1, group_shapes=sizes, callback=collect
+                )
+        first, second = moments / (self.chains * (self.sweeps - self.burn_in))
         return first, np.sqrt(second - first**2)
 
 

@@ -17,7 +17,7 @@ from recsys_utils.interfaces import InputError, Scale
 from recsys_utils.protocols import LeakError
 from recsys_utils.synthetic import Size, generate
 
-SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, seed=1)
+SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, chains=2, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +117,20 @@ class TestChain:
         one, other = (model.predict(d.where(d.user > 5), d.where(d.user <= 5)) for d in (data, ten))
         np.testing.assert_allclose(20 * np.array(one), other, rtol=1e-4)
 
-    def test_a_seed_gives_one_chain(self, data) -> None:
+    def test_a_seed_gives_one_set_of_chains(self, data) -> None:
         one, two, other = (replace(SMALL, seed=s).predict(data, data.where(data.user < 3))[0] for s in (1, 1, 2))
         np.testing.assert_array_equal(one, two)
         assert not np.allclose(one, other)
+
+    def test_chains_are_pooled(self, data, monkeypatch) -> None:
+        """Mean of the chains' means; the variance holds what the means differ by."""
+        monkeypatch.setattr(bayesian_fm, "child_seed", lambda seed, _, number: seed + number)
+        asked = data.where(data.user < 3)
+        singles = [replace(SMALL, chains=1, seed=s).predict(data, asked) for s in (1, 2)]
+        mean, deviation = replace(SMALL, chains=2).predict(data, asked)
+        means, deviations = (np.array(part) for part in zip(*singles, strict=True))
+        np.testing.assert_allclose(mean, means.mean(axis=0))
+        np.testing.assert_allclose(deviation**2, (deviations**2).mean(axis=0) + means.var(axis=0))
 
     def test_ordinal_predictions_never_leave_the_scale(self, data) -> None:
         mean, deviation = replace(SMALL, ordinal=True).predict(data.where(data.user > 5), data.where(data.user <= 5))
