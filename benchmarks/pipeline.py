@@ -16,8 +16,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 from benchmarks.measure import Contender, Row, compare
+from recsys_utils.interfaces import project_root
 from recsys_utils.pipeline import CHAIN
-from recsys_utils.stage import project_root
 
 CHANGED = "10_export"
 JOBS = 2

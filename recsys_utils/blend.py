@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity, State
-from recsys_utils.content import PENALTY, ContentModel, ridge_maps
+from recsys_utils.content import ContentModel
 from recsys_utils.interactions import Interactions
 from recsys_utils.interfaces import InputError, Recommender, Scores
 
 Floats = NDArray[np.float64]
-TOKENS = 50  # most common ones, from which an unrated item's score is expected; a rare one tells one item's story
+FLATTEST = 0.001  # slope from content to an unrated item's cf: content orders such items for everyone
 COLLABORATIVE: dict[str, Any] = {m.name: m for m in (Popularity, SVD, KNN, ItemKNN, EASE)}  # what needs no metadata
 
 
@@ -346,11 +346,11 @@ class Blend:
     score = (1 - alpha(n)) content + alpha(n) cf; a profile with no liked film gets the popularity scores, normalised,
     whatever the curve. (Burke 2002, Hybrid recommender systems: a weighted hybrid that switches.)
 
-    Collaborative models know nothing of an item that nobody has rated. Its cf is what a ridge regression per user,
-    from metadata to the cf of the rated items, expects of it, around the mean of the items rated least if that is below
-    the mean of all, since an item without ratings is more like these; cut off at 0 and 1. So whatever alpha is, content
-    orders such items, on the scale of the others, whose scores stay as they are. (Gantner et al. 2010, Learning
-    attribute-to-feature mappings for cold-start recommendations.)
+    Collaborative models know nothing of an item that nobody has rated. Its cf is what a regression per user, from the
+    content score to the cf of the rated items, expects of it, around the mean of the items rated least if that is below
+    the mean of all, since an item without ratings is more like these. The slope is kept from falling below
+    :data:`FLATTEST` and from leaving [0, 1]: so whatever alpha is, such items come in content's order, on the scale of
+    the others, whose scores stay as they are.
 
     Parameters
     ----------
@@ -369,7 +369,7 @@ class Blend:
     def fit(self, train: Interactions) -> Self:
         for part in (self.content, self.cf, self.popularity):
             part.fit(train)
-        for learned in ("_counts", "new", "_newcomers"):
+        for learned in ("_counts", "new", "_rare"):
             self.__dict__.pop(learned, None)
         return self
 
@@ -385,24 +385,17 @@ class Blend:
         return np.asarray((self._counts <= 0) & self._counts.any() & bool(self.content.vectors.nnz))
 
     @cached_property
-    def _newcomers(self) -> tuple[Scores, Scores, NDArray[np.bool_]]:
-        """Of :func:`ridge_maps`, from the ``TOKENS`` that most rated items carry to the new items; the tenth of the
-        rated items with the fewest ratings."""
-        has = self.content.vectors > 0
-        common = np.argsort(-has[~self.new].sum(axis=0).A1, kind="stable")[:TOKENS]
-        of_known, to_scores = ridge_maps(has[:, common].toarray().astype(np.float64), ~self.new, PENALTY)
-        rare = ~self.new & (self._counts <= np.quantile(self._counts[~self.new], 0.1))
-        return of_known.astype(np.float32), to_scores[:, self.new].astype(np.float32), rare
+    def _rare(self) -> NDArray[np.bool_]:
+        """(I,) the tenth of the rated items with the fewest ratings."""
+        return ~self.new & (self._counts <= np.quantile(self._counts[~self.new], 0.1))
 
     def components(self, profiles: csr_matrix) -> Components:
         """What the scores are made of, for reasons and for the exported columns."""
-        cf = scaled(self.cf, profiles)
+        content, cf = self.content.scores(profiles), scaled(self.cf, profiles)
         if self.new.any():
-            of_known, to_scores, rare = self._newcomers
-            usual, low = (cf.mean(axis=1, where=mask, keepdims=True) for mask in (~self.new, rare))
-            cf[:, self.new] = np.clip(np.minimum(usual, low) + cf @ of_known @ to_scores, 0, 1)
+            cf[:, self.new] = expected(content, cf, ~self.new, self._rare)
         nothing_liked = liked_counts(profiles, self.content.liked) == 0
-        return Components(self.content.scores(profiles), cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
+        return Components(content, cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
 
     def scores(self, profiles: csr_matrix, parts: Components | None = None) -> Scores:
         """(B, I) ratings -> (B, I) float32 in [0, 1]; ``parts``, where already computed, spares doing so again."""
@@ -412,6 +405,35 @@ class Blend:
             rows = profiles[fallback]
             fused[fallback] = normalise(self.popularity.scores(rows), candidates(rows))
         return fused
+
+
+def expected(content: Scores, cf: Scores, known: NDArray[np.bool_], rare: NDArray[np.bool_]) -> Scores:
+    """The cf (B, new) that each row's content scores lead one to expect of the items that are not ``known``.
+
+    ``min(mean cf, mean cf of rare) + slope (content - mean content)``, means over the known items, slope that of least
+    squares over them, but at least :data:`FLATTEST` and at most what keeps all within [0, 1].
+
+    Parameters
+    ----------
+    content, cf : (B, I) in [0, 1]
+    known, rare : (I,)
+
+    >>> content, cf = np.array([[0.0, 0.4, 0.1, 0.3]], np.float32), np.array([[0.2, 0.4, 0, 0]], np.float32)
+    >>> known = np.array([True, True, False, False])
+    >>> expected(content, cf, known, known).round(3).tolist()
+    [[0.25, 0.3499999940395355]]
+    """
+    x, y = content[:, known].astype(np.float64), cf[:, known].astype(np.float64)
+    centre, usual = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    x -= centre
+    spread = (x**2).sum(axis=1, keepdims=True)
+    slope = (x * (y - usual)).sum(axis=1, keepdims=True) / np.where(spread > 0, spread, 1)
+    level = np.minimum(usual, cf[:, rare].mean(axis=1, keepdims=True, dtype=np.float64))
+    off = content[:, ~known] - centre
+    above, below = (np.maximum(ends.max(axis=1, keepdims=True), 1e-9) for ends in (off, -off))
+    steepest = np.minimum((1 - level) / above, level / below)
+    found: Scores = (level + np.minimum(np.maximum(slope, FLATTEST), steepest) * off).clip(0, 1).astype(np.float32)
+    return found
 
 
 def liked_counts(profiles: csr_matrix, liked: float) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from recsys_utils.interfaces import InputError, counted
+from recsys_utils.interfaces import InputError, counted, project_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,6 @@ def plan_from(
     """Read and check a parameter file and lay out the run it describes."""
     from recsys_utils import config
     from recsys_utils.pipeline import CHAIN, Plan
-    from recsys_utils.stage import project_root
 
     root = project_root()
     parameters = config.load(params, settings, root=root)
@@ -100,7 +99,6 @@ def fetch(
 ) -> None:
     """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against known hashes."""
     from recsys_utils import datasets
-    from recsys_utils.stage import project_root
 
     print(datasets.fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
 
@@ -186,7 +184,6 @@ def elicit(
 
 def _newest_bundle() -> Path:
     """Of the newest finished run; generated films only where no run has real ones."""
-    from recsys_utils.stage import project_root
 
     def newest_real_first(run: Path) -> tuple[bool, float]:
         return json.loads(run.read_text(encoding="utf-8"))["data"].get("dataset") != "smoke", run.stat().st_mtime
@@ -224,7 +221,6 @@ def compare(
 ) -> None:
     """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
     from recsys_utils import decisions
-    from recsys_utils.stage import project_root
 
     reports = project_root() / "reports"
     answers, numbers = decisions.compare(reports / run_a, reports / run_b)
@@ -243,7 +239,6 @@ def bench(
     full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
 ) -> None:
     """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
-    from recsys_utils.stage import project_root
 
     sys.path.insert(0, str(project_root()))
     try:
@@ -262,7 +257,6 @@ def publish(
 ) -> None:
     """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
     from recsys_utils import report
-    from recsys_utils.stage import project_root
 
     reports = project_root() / "reports"
     publish = report.publish_beside if beside else report.publish
@@ -276,7 +270,6 @@ def readme(
 ) -> None:
     """Render the numbers of README.md from reports/published/."""
     from recsys_utils import report
-    from recsys_utils.stage import project_root
 
     root = project_root()
     path = root / "README.md"

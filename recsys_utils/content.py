@@ -26,7 +26,6 @@ PREFIX = {
 }  # fmt: skip
 FIELDS = tuple(PREFIX)
 TOP_CAST = 3
-PENALTY = 10.0  # of ridge regressions from metadata, in items
 SMALL_CORPUS = 100  # films; below it a term seen once is kept, since few are seen twice
 
 Cast = Literal["all", "none"]
@@ -253,25 +252,6 @@ class ContentModel:
         return model
 
 
-def ridge_maps(
-    features: NDArray[np.float64], known: NDArray[np.bool_], reg: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
-    """The two factors A (I, T) and M (T, I) of a ridge regression for all users at once: predictions are Y A M.
-
-    A = X, rows of items that are not ``known`` 0; M = (A'A + reg I)^-1 X', with X the features less their means over
-    the known items. Predictions are departures from each user's mean over these.
-
-    Parameters
-    ----------
-    features : (I, T)
-    known : (I,) the items that Y (users, I) speaks of
-    reg : penalty, in items
-    """
-    x = features - features[known].mean(axis=0)
-    of_known = np.where(known[:, None], x, 0.0)
-    return of_known, np.linalg.solve(of_known.T @ of_known + reg * np.eye(x.shape[1]), x.T)
-
-
 class GenreRidge:
     """Per-user ridge regression from genres to likes: the baseline a content model must beat on films without ratings.
 
@@ -287,7 +267,7 @@ class GenreRidge:
 
     name = "genre_ridge"
 
-    def __init__(self, items: pd.DataFrame, reg: float = PENALTY) -> None:
+    def __init__(self, items: pd.DataFrame, reg: float = 10.0) -> None:
         self.item_ids = items[ITEM].to_numpy(dtype=np.str_)
         self.genres = CountVectorizer(analyzer=analyse).fit_transform(soup(items, ["genres"])).toarray().astype(float)
         self.reg = reg
@@ -297,7 +277,11 @@ class GenreRidge:
         """Centre and invert over the films with a rating in ``train``; withheld films have none."""
         _check_alignment(self.item_ids, train)
         self.liked = train.scale.liked
-        self.known_features, self.to_scores = ridge_maps(self.genres, item_counts(train.user_item) > 0, self.reg)
+        known = item_counts(train.user_item) > 0
+        x = self.genres - self.genres[known].mean(axis=0)
+        self.known_features = np.where(known[:, None], x, 0.0)
+        gram = self.known_features.T @ self.known_features + self.reg * np.eye(x.shape[1])
+        self.to_scores = np.linalg.solve(gram, x.T)
         return self
 
     def scores(self, profiles: csr_matrix) -> Scores:

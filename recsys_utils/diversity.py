@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -140,8 +140,10 @@ class Ranking:
         head = self.order[:, :k]
         return np.pad(head, ((0, 0), (0, k - head.shape[1])), constant_values=-1)
 
-    def between(self, low: float, high: float) -> NDArray[np.bool_]:
-        """(B, I) True for the films at places int(low N) to int(high N) of the ranking, the first included."""
+    @cached_property
+    def middle(self) -> NDArray[np.bool_]:
+        """(B, I) True for the films at places int(low N) to int(high N) of :data:`MID_RANK`, the first included."""
+        low, high = MID_RANK
         place = np.arange(self.order.shape[1])
         inside = (place >= (self.size * low).astype(int)[:, None]) & (place < (self.size * high).astype(int)[:, None])
         row, column = np.nonzero(inside)
@@ -235,13 +237,13 @@ def _genre(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed
     counts = (~candidates(ranking.profiles)).astype(np.float32) @ catalogue.genres
     new_genre = (counts < FEW_RATINGS) & ((counts > 0) | repaired)
     has_new_genre = (catalogue.genres @ new_genre.T.astype(np.float32)).T > 0
-    eligible = ranking.between(*MID_RANK) & has_new_genre
+    eligible = ranking.middle & has_new_genre
     return _replace_last(ranking, k, places(k, ratio, repaired=repaired), eligible, _dice(ranking, seed))
 
 
 def _mid_rank(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, repaired: bool) -> Lists:
-    eligible = ranking.between(*MID_RANK)
-    return _replace_last(ranking, k, places(k, ratio, repaired=repaired), eligible, _dice(ranking, seed))
+    m = places(k, ratio, repaired=repaired)
+    return _replace_last(ranking, k, m, ranking.middle, _dice(ranking, seed))
 
 
 def _popular(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, repaired: bool) -> Lists:
@@ -275,10 +277,14 @@ def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_],
     free = eligible.copy()
     row, column = np.nonzero(kept >= 0)
     free[row, kept[row, column]] = False
-    key = np.where(free, priority, np.iinfo(np.uint64).max)
-    picks = np.argsort(key, axis=1, kind="stable")[:, :m].astype(np.int32)
-    picks[~np.take_along_axis(free, picks, axis=1)] = -1
-    picks = np.pad(picks, ((0, 0), (0, m - picks.shape[1])), constant_values=-1)
+    last = np.iinfo(np.uint64).max
+    key = np.where(free, priority, last)
+    picks = np.full((len(top), m), -1, np.int32)
+    for place in range(min(m, key.shape[1])):  # a few passes cost less than a sort
+        least = key.argmin(axis=1)[:, None]
+        found = np.take_along_axis(key, least, axis=1) != last
+        picks[:, [place]] = np.where(found, least, -1)
+        np.put_along_axis(key, least, last, axis=1)
     n_picks = (picks >= 0).sum(axis=1, keepdims=True)
     stays = (window >= 0) & ~(window[:, :, None] == picks[:, None, :]).any(axis=2)
     stays &= np.cumsum(stays, axis=1) <= m - n_picks
@@ -292,8 +298,13 @@ def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_],
 
 def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
     """(B, I) random priorities: a hash (splitmix64, Steele et al. 2014) of seed and user id, and of the film."""
-    user = np.array([child_seed(seed, "diversity", name) for name in ranking.users]).astype(np.uint64)
-    film = np.arange(ranking.order.shape[1]).astype(np.uint64)
+    return _hashes(tuple(ranking.users), ranking.order.shape[1], seed)
+
+
+@lru_cache(maxsize=1)
+def _hashes(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint64]:
+    user = np.array([child_seed(seed, "diversity", name) for name in users]).astype(np.uint64)
+    film = np.arange(n_items).astype(np.uint64)
     z = (user[:, None] << np.uint64(32)) | film
     z = z * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

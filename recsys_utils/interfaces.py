@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
     from recsys_utils.interactions import Interactions
 
 USER = "user_id"
@@ -31,6 +34,19 @@ class InputError(Exception):
 
     The command line prints the message as one paragraph and exits with status 2.
     """
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The folder that holds params/ and recsys_utils/: $RECSYS_ROOT, or the first such parent of ``start``."""
+    if "RECSYS_ROOT" in os.environ:
+        return Path(os.environ["RECSYS_ROOT"]).resolve()
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "params").is_dir() and (folder / "recsys_utils").is_dir():
+            return folder
+    raise InputError(
+        f"{here} is not inside the project (no parent has params/ and recsys_utils/); set RECSYS_ROOT to it."
+    )
 
 
 @dataclass(frozen=True)

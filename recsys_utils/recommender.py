@@ -317,7 +317,7 @@ class Reasons:
         """What each collaborative model adds to the scores of n films, and (R, n) the share of each rating in its own
         score before normalising, None where that is no sum over ratings.
 
-        To films that nobody has rated all of it comes from ``content ridge``, see :class:`Blend`.
+        To films that nobody has rated all of it comes from ``content regression``, see :class:`Blend`.
         """
         ladder = self.ladder
         new = ladder.blend.new[items]
@@ -330,7 +330,7 @@ class Reasons:
             for name, model in ladder.cf_models.items()
         ]
         known = [(values * ~new, share) for values, share in zip(adds.values(), shares, strict=True)]
-        inferred = {"content ridge": (self.alpha * self.cf[items] * new, None)} if new.any() else {}
+        inferred = {"content regression": (self.alpha * self.cf[items] * new, None)} if new.any() else {}
         return dict(zip(adds, known, strict=True)) | inferred
 
     def _blended(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,26 +14,13 @@ from recsys_utils import cluster, figures
 from recsys_utils.content import FIELDS
 from recsys_utils.decisions import primary_contrast
 from recsys_utils.interactions import Interactions, read_interactions
-from recsys_utils.interfaces import SCOPE, InputError, child_rng, child_seed
+from recsys_utils.interfaces import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.significance import MARGIN, Estimate
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
 METRIC_KEY = METRIC_COLUMNS[:6]
 PANEL = "panel"  # folder of 01_ingest: the ratings and splits of the users a large data set is studied on
 Confidence = Literal["high", "medium", "low", "undecided"]
-
-
-def project_root(start: Path | None = None) -> Path:
-    """The folder that holds params/ and recsys_utils/: $RECSYS_ROOT, or the first such parent of ``start``."""
-    if "RECSYS_ROOT" in os.environ:
-        return Path(os.environ["RECSYS_ROOT"]).resolve()
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "params").is_dir() and (folder / "recsys_utils").is_dir():
-            return folder
-    raise InputError(
-        f"{here} is not inside the project (no parent has params/ and recsys_utils/); set RECSYS_ROOT to it."
-    )
 
 
 class Stage:

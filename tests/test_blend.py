@@ -9,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import Ridge
 
 from recsys_utils.blend import (
     CURVES,
+    FLATTEST,
     NORMALISATIONS,
     AlphaCurve,
     Blend,
     Mixture,
     best_path,
     candidates,
+    expected,
     liked_counts,
     linear,
     ndcg_surface,
@@ -180,7 +181,7 @@ def cold_blend(ratings: Interactions, curve: AlphaCurve) -> Blend:
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_items_without_ratings_get_what_content_expects_of_them(ratings: Interactions, alpha: float) -> None:
+def test_items_without_ratings_come_in_the_order_of_content(ratings: Interactions, alpha: float) -> None:
     model = cold_blend(ratings, AlphaCurve("constant", (0,), (alpha,)))
     profiles = ratings.where(ratings.item < 12).user_item
     parts, scores = model.components(profiles), model.scores(profiles)
@@ -188,26 +189,34 @@ def test_items_without_ratings_get_what_content_expects_of_them(ratings: Interac
     # for rated items nothing changes, to the bit
     np.testing.assert_array_equal(model.new, np.arange(15) >= 12)
     np.testing.assert_array_equal(parts.cf[:, :12], plain[:, :12])
-    # second opinion: scikit-learn's ridge from the two genre indicators to each user's scores of the rated items
-    genre = np.column_stack([np.arange(15) % 2, 1 - np.arange(15) % 2]).astype(float)
-    centre = genre[:12].mean(axis=0)
-    ridge = Ridge(alpha=10.0).fit(genre[:12] - centre, plain[:, :12].T)
-    counts = np.bincount(ratings.item, minlength=15)[:12]
-    rare = plain[:, :12][:, counts <= np.quantile(counts, 0.1)].mean(axis=1, keepdims=True)
-    above = np.maximum(0, plain[:, :12].mean(axis=1, keepdims=True) - rare)
-    assert above.mean() > 0.02  # what is rated least scores least
-    expected = (ridge.predict(genre[12:] - centre).T - above).clip(0, 1)
-    np.testing.assert_allclose(parts.cf[:, 12:], expected, atol=1e-6)
-    liked = ~parts.fallback
-    assert liked.sum() > 5
-    np.testing.assert_allclose(
-        scores[liked, 12:], ((1 - alpha) * parts.content + alpha * parts.cf)[liked, 12:], atol=1e-6
-    )
-    # 12 and 14 are Love, 13 is War: a user's favourite genre comes first even where alpha leaves content no weight
-    loves = parts.cf[:, :12:2].mean(axis=1) > parts.cf[:, 1:12:2].mean(axis=1)
-    apart = (expected[:, :2] > 0).any(axis=1)  # both may be cut off at 0
-    assert ((parts.cf[:, 12] > parts.cf[:, 13]) == loves)[apart].all()
-    assert 0 < loves.mean() < 1
+    # second opinion: numpy's straight line from a user's content scores to the collaborative ones of the rated items
+    counts, liked = np.bincount(ratings.item, minlength=15)[:12], ~parts.fallback
+    slopes = []
+    for content, cf, found in zip(parts.content[liked], plain[liked, :12], parts.cf[liked, 12:], strict=True):
+        slope = np.polyfit(content[:12].astype(float), cf, 1)[0] if np.ptp(content[:12]) > 0 else 0.0
+        level = min(cf.mean(), cf[counts <= np.quantile(counts, 0.1)].mean())
+        line = level + max(slope, FLATTEST) * (content[12:] - content[:12].mean())
+        if line.min() >= 0 and line.max() <= 1:
+            np.testing.assert_allclose(found, line, atol=1e-6)
+            slopes.append(slope)
+        assert 0 <= found.min() <= found.max() <= 1
+    assert len(slopes) > 5
+    assert min(slopes) < 0 < max(slopes)  # also for those whom content misjudges
+    # 12 and 14 are Love, 13 is War: whatever content prefers for a user comes first, in the blend too
+    for made in (parts.cf, scores):
+        order = np.argsort(-made[liked, 12:], axis=1, kind="stable")
+        np.testing.assert_array_equal(order, np.argsort(-parts.content[liked, 12:], axis=1, kind="stable"))
+
+
+def test_what_is_expected_of_unrated_items_stays_within_the_scale_in_order() -> None:
+    content = np.array([[0.0, 0.1, 0.2, 0.9, 1.0], [0.3, 0.3, 0.3, 0.0, 0.7]], np.float32)
+    cf = np.array([[0.0, 0.5, 1.0, 0, 0], [0.2, 0.8, 0.5, 0, 0]], np.float32)
+    known = np.arange(5) < 3
+    found = expected(content, cf, known, known)
+    # first row: the line rises by 5, and would reach 5; the steepest that ends at 1 instead
+    np.testing.assert_allclose(found[0], 0.5 + 0.5 / 0.9 * np.array([0.8, 0.9]), atol=1e-6)
+    # second row: content says nothing about the rated items
+    np.testing.assert_allclose(found[1], 0.5 + FLATTEST * np.array([-0.3, 0.4]), atol=1e-6)
 
 
 def test_without_metadata_items_without_ratings_keep_the_scores_of_the_model(ratings: Interactions) -> None:

@@ -63,13 +63,15 @@ def test_the_ladder_is_of_the_published_models_and_reaches_its_bars(metrics: pd.
         for metric in ("rmse", "mae"):
             assert ladder["rating-cv5", rung, metric] == value(metrics, "rating-cv5", model, "tuned", "all", metric)
     assert ladder["rating-cv5", "V2", "rmse"] <= 0.905
-    assert ladder["rating-cv5", "blend", "rmse"] <= 0.872
-    assert ladder["rating-u1", "blend", "rmse"] <= 0.885
+    for blend, bars in (("blend without moment", (0.872, 0.885)), ("blend", (0.868, 0.878))):
+        for protocol, bar in zip(("rating-cv5", "rating-u1"), bars, strict=True):
+            assert ladder[protocol, blend, "rmse"] <= bar
     for protocol in ("rating-cv5", "rating-u1"):  # why README names the rung to compare with what others publish
         assert ladder[protocol, "blend", "rmse"] < ladder[protocol, "blend without moment", "rmse"] - 0.005
+        far = 0.015 if protocol == "rating-cv5" else 0.02  # u1: 459 users, and none of the bars
         for level in (50, 80, 95):
             for rung in ("V2", "FM ids+time+implicit"):
-                assert abs(ladder[protocol, rung, f"interval_coverage@{level}"] - level / 100) <= 0.015
+                assert abs(ladder[protocol, rung, f"interval_coverage@{level}"] - level / 100) <= far
 
 
 def test_what_is_timed_gives_the_answers_of_its_peers() -> None:

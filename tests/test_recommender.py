@@ -311,7 +311,7 @@ def test_an_item_without_ratings_is_explained_by_content_alone(items: pd.DataFra
         part.partition(" ")[2].partition(" (")[0]: float(part.split(" ")[0])
         for part in row["contributions"].split(" + ")
     }
-    assert set(parts) == {"content", "popularity", "item_knn", "ease", "content ridge"}
+    assert set(parts) == {"content", "popularity", "item_knn", "ease", "content regression"}
     assert parts["popularity"] == parts["item_knn"] == parts["ease"] == 0
     assert sum(parts.values()) == pytest.approx(row["score"], abs=2.1e-3)  # four roundings
 
