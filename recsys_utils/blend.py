@@ -155,12 +155,23 @@ def normalise(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
     >>> normalise(np.array([[1, 3, 2], [4, 4, 9]], np.float32), np.array([True, True, False])).tolist()
     [[0.0, 1.0, 0.5], [0.5, 0.5, 0.5]]
     """
-    mask = np.broadcast_to(candidates, scores.shape)
-    low = np.min(scores, axis=1, where=mask, initial=np.inf, keepdims=True)
-    high = np.max(scores, axis=1, where=mask, initial=-np.inf, keepdims=True)
-    flat = ~(high > low)
-    low, high = np.where(flat, np.float32(0), low), np.where(flat, np.float32(1), high)
-    scaled: Scores = np.where(flat, np.float32(0.5), (np.clip(scores, low, high) - low) / (high - low))
+    scaled: Scores = _min_max(scores, np.broadcast_to(candidates, scores.shape))
+    return scaled
+
+
+@njit(cache=True)
+def _min_max(scores, candidates):  # type: ignore[no-untyped-def]
+    scaled = np.empty(scores.shape, np.float32)
+    for u in range(len(scores)):
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for i in range(scores.shape[1]):
+            if candidates[u, i]:
+                low, high = min(low, scores[u, i]), max(high, scores[u, i])
+        if not high > low:
+            scaled[u] = 0.5
+        else:
+            for i in range(scores.shape[1]):
+                scaled[u, i] = (min(max(scores[u, i], low), high) - low) / (high - low)
     return scaled
 
 
@@ -423,16 +434,31 @@ def expected(content: Scores, cf: Scores, known: NDArray[np.bool_], rare: NDArra
     >>> expected(content, cf, known, known).round(3).tolist()
     [[0.25, 0.3499999940395355]]
     """
-    x, y = content[:, known].astype(np.float64), cf[:, known].astype(np.float64)
-    centre, usual = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-    x -= centre
-    spread = (x**2).sum(axis=1, keepdims=True)
-    slope = (x * (y - usual)).sum(axis=1, keepdims=True) / np.where(spread > 0, spread, 1)
-    level = np.minimum(usual, cf[:, rare].mean(axis=1, keepdims=True, dtype=np.float64))
+    line = _lines(content, cf, known, rare)
+    centre, level, slope = line[:, :1], line[:, 1:2], line[:, 2:]
     off = content[:, ~known] - centre
     above, below = (np.maximum(ends.max(axis=1, keepdims=True), 1e-9) for ends in (off, -off))
     steepest = np.minimum((1 - level) / above, level / below)
     found: Scores = (level + np.minimum(np.maximum(slope, FLATTEST), steepest) * off).clip(0, 1).astype(np.float32)
+    return found
+
+
+@njit(cache=True)
+def _lines(content, cf, known, rare):  # type: ignore[no-untyped-def]
+    """(B, 3) mean content, level and least-squares slope of :func:`expected`, in one pass."""
+    found = np.empty((len(content), 3))
+    n, n_rare = known.sum(), rare.sum()
+    for u in range(len(content)):
+        sum_x = sum_y = sum_xx = sum_xy = sum_rare = 0.0
+        for i in range(len(known)):
+            if known[i]:
+                x, y = np.float64(content[u, i]), np.float64(cf[u, i])
+                sum_x, sum_y, sum_xx, sum_xy = sum_x + x, sum_y + y, sum_xx + x * x, sum_xy + x * y
+                if rare[i]:
+                    sum_rare += y
+        spread = sum_xx - sum_x * sum_x / n
+        found[u, 0], found[u, 1] = sum_x / n, min(sum_y / n, sum_rare / n_rare)
+        found[u, 2] = (sum_xy - sum_x * sum_y / n) / spread if spread > 1e-12 else 0.0
     return found
 
 
@@ -470,6 +496,17 @@ def ndcg_surface(
     return surface
 
 
+BLOCK = 64  # films that are compared with the list so far at once, as a processor does side by side
+
+
+@njit(cache=True)
+def _above(scores, bar):  # type: ignore[no-untyped-def]
+    number: int = 0
+    for i in range(len(scores)):
+        number += int(scores[i] > bar)
+    return number
+
+
 @njit(cache=True)
 def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, order):  # type: ignore[no-untyped-def]
     n_parts, rows, n_items = parts.shape
@@ -496,7 +533,17 @@ def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, 
                 hit[m] = is_relevant[i]
                 m += 1
         ideal = discounts[: min(k, n_relevant)].sum()
+        filled = 0
         for w in range(len(weights)):
+            bar = np.float32(-np.inf)
+            if filled == k:  # the list before this one bounds it: its films are as many, whatever they score now
+                bar = np.float32(np.inf)
+                for j in range(k):
+                    value = weights[w, 0] * mine[0, place[j]]
+                    for p in range(1, n_parts):
+                        value += weights[w, p] * mine[p, place[j]]
+                    bar = min(bar, value)
+                bar = np.nextafter(bar, np.float32(-np.inf))
             weight = weights[w, 0]
             for i in range(m):
                 score[i] = weight * mine[0, i]
@@ -505,20 +552,23 @@ def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, 
                 for i in range(m):
                     score[i] += weight * mine[p, i]
             filled = 0
-            bar = np.float32(-np.inf)
-            for i in range(m):
-                if score[i] <= bar:
+            for start in range(0, m, BLOCK):
+                block = score[start : min(start + BLOCK, m)]
+                if _above(block, bar) == 0:
                     continue
-                j = filled if filled < k else k - 1
-                while j > 0 and best[j - 1] < score[i]:
-                    best[j] = best[j - 1]
-                    place[j] = place[j - 1]
-                    j -= 1
-                best[j] = score[i]
-                place[j] = i
-                filled = min(filled + 1, k)
-                if filled == k:
-                    bar = best[k - 1]
+                for i in range(len(block)):
+                    if block[i] <= bar:
+                        continue
+                    j = filled if filled < k else k - 1
+                    while j > 0 and best[j - 1] < block[i]:
+                        best[j] = best[j - 1]
+                        place[j] = place[j - 1]
+                        j -= 1
+                    best[j] = block[i]
+                    place[j] = start + i
+                    filled = min(filled + 1, k)
+                    if filled == k:
+                        bar = best[k - 1]
             gain = 0.0
             for j in range(filled):
                 if hit[place[j]]:
