@@ -117,12 +117,17 @@ def _on_new_items(answers: Mapping[str, Mapping[str, Any]]) -> str:
     if not gain:
         return ""
     other = evidence(answers, "cold-start", r"ndcg@10 on withheld items, blend - content")
-    beside = f"; content by itself differs from the blend by {signed(_reversed(other))}" if other else ""
+    beside = ""
+    if other:
+        equal = max(-other["ci_low"], other["ci_high"]) < 0.0005  # what three digits show as zero
+        beside = "; content by itself " + (
+            "does the same" if equal else f"differs from the blend by {signed(_reversed(other))}"
+        )
     return f"**Items nobody has rated:** content changes the blend's ndcg@10 there by {signed(gain)}{beside}."
 
 
 def _reversed(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"value": -row["value"], "ci_low": -row["ci_high"], "ci_high": -row["ci_low"]}
+    return {"value": 0 - row["value"], "ci_low": 0 - row["ci_high"], "ci_high": 0 - row["ci_low"]}  # no -0.0
 
 
 def _shipped(export: Mapping[str, Any]) -> str:

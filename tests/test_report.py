@@ -249,6 +249,17 @@ def test_a_peer_would_do_only_if_it_ties(high: float, said: bool) -> None:
     assert ("EASE alone would do" in front._ships(metrics, answers)) is said
 
 
+@pytest.mark.parametrize(
+    ("low", "told"), [(0.0, "does the same."), (-0.03, "differs from the blend by +0.000 [+0.000, +0.030].")]
+)
+def test_unrated_items_are_compared_with_content_in_words(low: float, told: str) -> None:
+    rows = [
+        {"metric": "ndcg@10 on withheld items, blend - EASE alone", "value": 0.1, "ci_low": 0.05, "ci_high": 0.15},
+        {"metric": "ndcg@10 on withheld items, blend - content", "value": 0.0, "ci_low": low, "ci_high": 0.0},
+    ]
+    assert front._on_new_items({"cold-start": {"evidence": rows}}).endswith(f"; content by itself {told}")
+
+
 def test_what_is_undecided_is_neither_worth_it_nor_not() -> None:
     row = {"id": "x", "contrast": "a - b", "value": 0.0, "ci_low": -0.02, "ci_high": 0.02, "p_holm": 1.0}
     told = [
