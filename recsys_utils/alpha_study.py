@@ -8,7 +8,7 @@ The models are fitted on neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -120,10 +120,8 @@ def surfaces(
 
     A profile with no liked film has popularity's value everywhere: every curve falls back to it.
     """
-    step = max(1, BLOCK_SCORES // profiles.shape[1])
     blocks = []
-    for start in range(0, profiles.shape[0], step):
-        rows, wanted = profiles[start : start + step], relevant[start : start + step]
+    for rows, wanted in _blocks(profiles, relevant):
         arrays = Arrays(models, rows)
         popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)), order=order)
         fallback = blend.liked_counts(rows, liked)[:, None] == 0
@@ -138,6 +136,13 @@ def surfaces(
             }
         )
     return {name: np.concatenate([block[name] for block in blocks]) for name in signals}
+
+
+def _blocks(profiles: csr_matrix, relevant: csr_matrix) -> Iterator[tuple[csr_matrix, csr_matrix]]:
+    """The two matrices (B, I) by rows, as many as the scores of a model may be held for."""
+    step = max(1, BLOCK_SCORES // profiles.shape[1])
+    for start in range(0, profiles.shape[0], step):
+        yield profiles[start : start + step], relevant[start : start + step]
 
 
 # ---- tuning on validation users
@@ -588,34 +593,36 @@ def _ceiling(
     """
     names = ["content", *(name for name in models if ":" not in name and name not in ("content", "svd+knn"))]
 
-    def features(case: Case) -> tuple[NDArray[np.int32], Floats]:
-        arrays = Arrays(models, case.profiles)
-        short = metrics.top_k(arrays[MIXTURE], case.profiles, min(SHORTLIST, case.profiles.shape[1]))
+    def features(profiles: csr_matrix) -> tuple[NDArray[np.int32], Floats, Arrays]:
+        arrays = Arrays(models, profiles)
+        short = metrics.top_k(arrays[MIXTURE], profiles, min(SHORTLIST, profiles.shape[1]))
         scores = np.stack([np.take_along_axis(arrays[name], short, axis=1) for name in names], axis=2)
         places = scores.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-        likes, popular = blend.liked_counts(case.profiles, liked), case.profiles @ arrays["popularity"][0]
-        about = np.column_stack([case.profiles.getnnz(axis=1), case.profiles.sum(axis=1).A1, likes, popular])
+        likes, popular = blend.liked_counts(profiles, liked), profiles @ arrays["popularity"][0]
+        about = np.column_stack([profiles.getnnz(axis=1), profiles.sum(axis=1).A1, likes, popular])
         wide = np.repeat(about[:, None], short.shape[1], axis=1)
-        return short, np.concatenate([scores, places, wide], axis=2).astype(np.float64)
+        return short, np.concatenate([scores, places, wide], axis=2).astype(np.float64), arrays
 
     rows, hits = [], []
     for case in cases["validation"]:
-        short, x = features(case)
-        rows.append(x.reshape(-1, x.shape[2]))
-        hits.append(np.take_along_axis(case.relevant.toarray() > 0, short, axis=1).ravel())
+        for profiles, relevant in _blocks(case.profiles, case.relevant):
+            short, x, _ = features(profiles)
+            rows.append(x.reshape(-1, x.shape[2]))
+            hits.append(np.take_along_axis(relevant.toarray() > 0, short, axis=1).ravel())
     booster = HistGradientBoostingRegressor(
         max_iter=80, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
     ).fit(np.concatenate(rows), np.concatenate(hits))
     found = {}
     for case in cases["test"]:
-        short, x = features(case)
-        scores = np.full(case.profiles.shape, -np.inf, np.float32)
-        np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)
-        popular = Arrays(models, case.profiles)["popularity"]
-        scores = np.where(blend.liked_counts(case.profiles, liked)[:, None] == 0, popular, scores)
-        order = protocols.tie_order(case.train.items)
-        values = blend.ndcg_surface([scores], case.profiles, case.relevant, np.ones((1, 1)), order=order)[:, 0]
-        found[case.n or 0] = case.users, values
+        order, values = protocols.tie_order(case.train.items), []
+        for profiles, relevant in _blocks(case.profiles, case.relevant):
+            short, x, arrays = features(profiles)
+            scores = np.full(profiles.shape, -np.inf, np.float32)
+            np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)
+            nothing_liked = blend.liked_counts(profiles, liked)[:, None] == 0
+            scores = np.where(nothing_liked, arrays["popularity"], scores)
+            values.append(blend.ndcg_surface([scores], profiles, relevant, np.ones((1, 1)), order=order)[:, 0])
+        found[case.n or 0] = case.users, np.concatenate(values)
     return found
 
 

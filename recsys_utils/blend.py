@@ -476,7 +476,8 @@ def ndcg_surface(
     """ndcg@k of every profile under every weighting of the parts, without building any weighted matrix.
 
     Equal to :func:`weighted`, top k without the profile's films (ties to the film first in ``order``, by default the
-    lower index), ndcg; NaN where nothing is relevant. About 1 ns per score and weighting of two parts.
+    lower index), ndcg; NaN where nothing is relevant. Where all weights are averages (none negative, sum 1) a film is
+    left out if its largest part lies below the k-th largest of all films' smallest parts, which no weight can mend.
 
     Parameters
     ----------
@@ -488,10 +489,11 @@ def ndcg_surface(
     -------
     (B, W) float64
     """
+    weights = np.asarray(weights, dtype=np.float32)
+    averages = bool((weights >= 0).all() and np.allclose(weights.sum(axis=1), 1, atol=1e-6))
     surface: Floats = _surface(
-        np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices,
-        np.asarray(weights, dtype=np.float32), 1.0 / np.log2(np.arange(2, k + 2)),
-        np.arange(profiles.shape[1]) if order is None else order,
+        np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices, weights, averages,
+        1.0 / np.log2(np.arange(2, k + 2)), np.arange(profiles.shape[1]) if order is None else order,
     )  # fmt: skip
     return surface
 
@@ -508,13 +510,27 @@ def _above(scores, bar):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, order):  # type: ignore[no-untyped-def]
+def _enter(best, place, filled, value, i):  # type: ignore[no-untyped-def]
+    """Put a value in its place in a falling list of at most as many as ``best`` holds; returns how many it has now."""
+    j = filled if filled < len(best) else len(best) - 1
+    while j > 0 and best[j - 1] < value:
+        best[j] = best[j - 1]
+        place[j] = place[j - 1]
+        j -= 1
+    best[j] = value
+    place[j] = i
+    return min(filled + 1, len(best))
+
+
+@njit(cache=True)
+def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, averages, discounts, order):  # type: ignore[no-untyped-def]
     n_parts, rows, n_items = parts.shape
     k = len(discounts)
     out = np.full((rows, len(weights)), np.nan)
     mine = np.empty((n_parts, n_items), np.float32)
     score = np.empty(n_items, np.float32)
     hit = np.empty(n_items, np.bool_)
+    reach = np.empty(n_items, np.float32)
     best = np.empty(k, np.float32)
     place = np.empty(k, np.int64)
     for u in range(rows):
@@ -526,12 +542,32 @@ def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, 
         is_relevant = np.zeros(n_items, np.bool_)
         is_relevant[relevant[relevant_ptr[u] : relevant_ptr[u + 1]]] = True
         m = 0  # candidates side by side, so that the loops over them read memory in order
+        filled = 0
+        bar = np.float32(-np.inf)
         for i in order:
             if not is_seen[i]:
-                for p in range(n_parts):
+                least = most = parts[0, u, i]
+                mine[0, m] = least
+                for p in range(1, n_parts):
                     mine[p, m] = parts[p, u, i]
+                    least, most = min(least, mine[p, m]), max(most, mine[p, m])
                 hit[m] = is_relevant[i]
+                reach[m] = most
                 m += 1
+                if averages and least > bar:
+                    filled = _enter(best, place, filled, least, m)
+                    if filled == k:
+                        bar = best[k - 1]
+        if averages and filled == k:  # k films stay above the bar under all weights: what never reaches it is left out
+            bar -= np.float32(1e-5) * max(np.float32(1), abs(bar))
+            kept = 0
+            for i in range(m):
+                if reach[i] >= bar:
+                    for p in range(n_parts):
+                        mine[p, kept] = mine[p, i]
+                    hit[kept] = hit[i]
+                    kept += 1
+            m = kept
         ideal = discounts[: min(k, n_relevant)].sum()
         filled = 0
         for w in range(len(weights)):
@@ -559,14 +595,7 @@ def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, discounts, 
                 for i in range(len(block)):
                     if block[i] <= bar:
                         continue
-                    j = filled if filled < k else k - 1
-                    while j > 0 and best[j - 1] < block[i]:
-                        best[j] = best[j - 1]
-                        place[j] = place[j - 1]
-                        j -= 1
-                    best[j] = block[i]
-                    place[j] = start + i
-                    filled = min(filled + 1, k)
+                    filled = _enter(best, place, filled, block[i], start + i)
                     if filled == k:
                         bar = best[k - 1]
             gain = 0.0

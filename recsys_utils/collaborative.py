@@ -150,7 +150,7 @@ class Popularity(_Model):
 
     def fit(self, train: Interactions) -> Self:
         self._keep_scale(train)
-        self.counts = item_counts(train.user_item).astype(np.float32)
+        self.counts = np.bincount(train.item, minlength=len(train.items)).astype(np.float32)
         return self
 
     def scores(self, profiles: csr_matrix) -> Scores:

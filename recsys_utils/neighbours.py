@@ -459,7 +459,8 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
 
 def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places, item: Places) -> Floats:
     """Baseline for pairs (row of ``profiles``, item): the item's mean plus the user's mean distance from such means."""
-    mean = _row_means(train.user_item.T.tocsr(), float(train.rating.mean()))
+    counts, sums = (np.bincount(train.item, weights, len(train.items)) for weights in (None, train.rating))
+    mean = np.where(counts > 0, sums / np.maximum(counts, 1), float(train.rating.mean()))
     distance = csr_matrix((profiles.data - mean[profiles.indices], profiles.indices, profiles.indptr), profiles.shape)
     return np.clip(mean[item] + _row_means(distance, 0.0)[row], train.scale.lo, train.scale.hi)
 

@@ -163,7 +163,9 @@ def check_train(train: Interactions, users: Rows, targets: csr_matrix) -> None:
 
 def check_new_users(train: Interactions, users: Rows) -> None:
     """Users who stand for newcomers may have no training rating at all."""
-    known = np.intersect1d(train.user, users)
+    seen = np.zeros(len(train.users), np.bool_)
+    seen[train.user] = True
+    known = np.sort(users[seen[users]])
     if known.size:
         raise LeakError(
             f"in the training part: {counted(known.size, 'test user')}, the first {train.users[known[0]]!r}"
@@ -248,9 +250,10 @@ class Case:
 
     def __post_init__(self) -> None:
         check_profiles(self.profiles, self.relevant_any)
-        check_train(self.train, self.users, self.relevant_any)
-        if self.new_users:
+        if self.new_users:  # who has no training rating has no target among them either
             check_new_users(self.train, self.users)
+        else:
+            check_train(self.train, self.users, self.relevant_any)
         if self.candidates is not None:
             check_new_items(self.train, self.profiles, self.candidates)
 

@@ -267,6 +267,23 @@ def test_surface_equals_sorting_every_blend(levels: int) -> None:
         np.testing.assert_allclose(surface[1:, a], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("weights", [simplex(3, 0.25), 2 * simplex(3, 0.5), np.array([[1.5, -1.0, 0.5], [1, 0, 0]])])
+def test_surface_leaves_out_only_what_no_weighting_lists(weights: np.ndarray) -> None:
+    """Most films score low by all parts, as those do that nobody rates; some weightings are no averages."""
+    rng = np.random.default_rng(3)
+    parts = [np.where(rng.random((8, 400)) < 0.1, rng.random((8, 400)), 0.01).astype(np.float32) for _ in range(3)]
+    parts[1][3] = parts[1][3] - 2  # negative scores
+    parts[0][4] = parts[1][4] = parts[2][4] = 0.5  # all tied
+    seen, relevant = rng.random((8, 400)) < 0.05, np.zeros((8, 400), bool)
+    relevant[parts[2] > 0.7], relevant[4, 50:70] = True, True
+    relevant &= ~seen
+    surface = ndcg_surface(parts, csr_matrix(seen.astype(np.float32)), csr_matrix(relevant.astype(np.float32)), weights)
+    for w, row in enumerate(weights):
+        fused = weighted(parts, row)
+        expected = [slow_ndcg(fused[u], seen[u], relevant[u], 10) for u in range(8)]
+        np.testing.assert_allclose(surface[:, w], expected, atol=1e-12)
+
+
 def test_the_best_path_beats_every_other() -> None:
     rng = np.random.default_rng(0)
     surface, cost = rng.random((4, 3)), rng.random((3, 3))
