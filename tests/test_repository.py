@@ -172,7 +172,7 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 10_700  # why not fewer: CHANGELOG.md
+LINES = 10_850  # why not fewer: CHANGELOG.md
 
 
 def test_the_package_stays_small() -> None:
