@@ -205,7 +205,8 @@ def _from_files(data: Interactions, origin: Origin | None) -> Interactions:
 
 def _read_part(folder: str, version: int, kept: NDArray[np.uint8]) -> Interactions:
     everything = _read(folder, version)
-    return everything.where(np.unpackbits(kept, count=len(everything)).astype(bool))
+    mask = np.unpackbits(kept, count=len(everything)).astype(bool)
+    return everything if mask.all() else everything.where(mask)  # of 25 million ratings a copy takes half a gigabyte
 
 
 def item_counts(matrix: csr_matrix) -> NDArray[np.int64]:

@@ -380,20 +380,30 @@ def _known_fold(
     data: Interactions, test: NDArray[np.bool_], further: NDArray[np.bool_], tuning: NDArray[np.bool_],
     classic: Neighbours, options: Sequence[Neighbours],
 ) -> tuple[pd.DataFrame, str]:  # fmt: skip
-    inner, held = data.where(~test & ~further), data.where(further & tuning)
-    store, own = replace(classic).fit(inner), _user_means(inner)[held.user]
-    tried = [predict_pairs(store.under(s), inner.user_item, held.user, held.item)[0] for s in options]
-    errors = [np.abs(np.where(np.isnan(p), own, p) - held.rating).mean() for p in tried]
-    rules = {"classic": classic, "tuned": options[int(np.argmin(errors))]}
+    rules = {"classic": classic, "tuned": _tuned(data.where(~test & ~further), data.where(further & tuning), options)}
     train, asked = data.where(~test), data.where(test)
-    store = replace(classic).fit(train)
+    store, profiles = replace(classic).fit(train), _rows(train, asked)
     found: dict[str, NDArray[Any]] = {"row": np.flatnonzero(test)}
     for name, setting in rules.items():
-        values, votes = predict_pairs(store.under(setting), train.user_item, asked.user, asked.item)
+        values, votes = predict_pairs(store.under(setting), profiles, asked.user, asked.item)
         found |= {name: values.clip(data.scale.lo, data.scale.hi), f"votes_{name}": votes}
-    for name, profiles in zip(BASELINES, (train.user_item, csr_matrix(train.shape)), strict=False):
-        found[name] = item_mean_and_offset(train, profiles, asked.user, asked.item)
+    for name, known in zip(BASELINES, (profiles, csr_matrix(train.shape)), strict=False):
+        found[name] = item_mean_and_offset(train, known, asked.user, asked.item)
     return pd.DataFrame(found | {"user mean": _user_means(train)[asked.user]}), setting_text(rules["tuned"])
+
+
+def _tuned(inner: Interactions, held: Interactions, options: Sequence[Neighbours]) -> Neighbours:
+    """The option that predicts the held ratings best; the user's mean stands in where it predicts nothing."""
+    store, own = replace(options[0]).fit(inner), _user_means(inner)[held.user]
+    profiles = _rows(inner, held)
+    tried = [predict_pairs(store.under(s), profiles, held.user, held.item)[0] for s in options]
+    errors = [np.abs(np.where(np.isnan(p), own, p) - held.rating).mean() for p in tried]
+    return options[int(np.argmin(errors))]
+
+
+def _rows(train: Interactions, asked: Interactions) -> csr_matrix:
+    """(U, I) the training ratings of the users who are asked; the others' rows are empty."""
+    return train.of_users(np.unique(asked.user)).user_item
 
 
 def _user_means(train: Interactions) -> Floats:
