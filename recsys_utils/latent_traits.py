@@ -281,15 +281,17 @@ class LatentTraits(_RatingModel):
         self.user_prior[-1] = variance / 5 if self.biased else _LEAST * variance
         self.item_prior = self.user_prior.copy()
         users, items = Side.empty(n_users, width), Side.empty(n_items, width)
-        residual = csr_matrix((rated.data - float(self.mean), rated.indices, rated.indptr), shape=rated.shape)
+        # in double precision: in single, which kernel of the BLAS a processor takes shows in the sixth digit of the fit
+        off = rated.data.astype(np.float64) - float(self.mean)
+        residual = csr_matrix((off, rated.indices, rated.indptr), shape=rated.shape)
         if self.biased:
             items.mean[:, -1] = residual.sum(axis=0) / (_DAMPING + item_counts(rated))
             for rows in _blocks(rated):
-                residual.data[rows] -= items.mean[residual.indices[rows], -1].astype(np.float32)
+                residual.data[rows] -= items.mean[residual.indices[rows], -1]
             own = np.asarray(residual.sum(axis=1)).ravel() / (_DAMPING + np.diff(rated.indptr))
             for rows in _blocks(rated):
                 row = np.searchsorted(rated.indptr, np.arange(rows.start, rows.stop), side="right") - 1
-                residual.data[rows] -= own[row].astype(np.float32)
+                residual.data[rows] -= own[row]
         _, size, right = randomized_svd(residual, width - 1, n_iter=4, random_state=child_seed(self.seed, "svd"))
         items.mean[:, :-1] = right.T * np.sqrt(size)
         row, column = np.tril_indices(width)
