@@ -8,7 +8,7 @@ The models are fitted on neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -121,7 +121,8 @@ def surfaces(
     A profile with no liked film has popularity's value everywhere: every curve falls back to it.
     """
     blocks = []
-    for rows, wanted in _blocks(profiles, relevant):
+    for block in protocols.user_blocks(profiles.shape, cells=BLOCK_SCORES):
+        rows, wanted = profiles[block], relevant[block]
         arrays = Arrays(models, rows)
         popular = blend.ndcg_surface([arrays["popularity"]], rows, wanted, np.ones((1, 1)), order=order)
         fallback = blend.liked_counts(rows, liked)[:, None] == 0
@@ -136,13 +137,6 @@ def surfaces(
             }
         )
     return {name: np.concatenate([block[name] for block in blocks]) for name in signals}
-
-
-def _blocks(profiles: csr_matrix, relevant: csr_matrix) -> Iterator[tuple[csr_matrix, csr_matrix]]:
-    """The two matrices (B, I) by rows, as many as the scores of a model may be held for."""
-    step = max(1, BLOCK_SCORES // profiles.shape[1])
-    for start in range(0, profiles.shape[0], step):
-        yield profiles[start : start + step], relevant[start : start + step]
 
 
 # ---- tuning on validation users
@@ -605,17 +599,18 @@ def _ceiling(
 
     rows, hits = [], []
     for case in cases["validation"]:
-        for profiles, relevant in _blocks(case.profiles, case.relevant):
-            short, x, _ = features(profiles)
+        for block in protocols.user_blocks(case.profiles.shape, cells=BLOCK_SCORES):
+            short, x, _ = features(case.profiles[block])
             rows.append(x.reshape(-1, x.shape[2]))
-            hits.append(np.take_along_axis(relevant.toarray() > 0, short, axis=1).ravel())
+            hits.append(np.take_along_axis(case.relevant[block].toarray() > 0, short, axis=1).ravel())
     booster = HistGradientBoostingRegressor(
         max_iter=80, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
     ).fit(np.concatenate(rows), np.concatenate(hits))
     found = {}
     for case in cases["test"]:
         order, values = protocols.tie_order(case.train.items), []
-        for profiles, relevant in _blocks(case.profiles, case.relevant):
+        for block in protocols.user_blocks(case.profiles.shape, cells=BLOCK_SCORES):
+            profiles, relevant = case.profiles[block], case.relevant[block]
             short, x, arrays = features(profiles)
             scores = np.full(profiles.shape, -np.inf, np.float32)
             np.put_along_axis(scores, short, booster.predict(x.reshape(-1, x.shape[2])).reshape(short.shape), axis=1)

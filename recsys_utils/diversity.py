@@ -310,6 +310,7 @@ def _hashes(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint6
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    mixed.flags.writeable = False  # every strategy is dealt the same
     return mixed
 
 

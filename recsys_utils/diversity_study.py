@@ -254,7 +254,7 @@ def study(
     wanted = dict.fromkeys([PLAIN, *settings])
     shown = {setting: np.zeros(len(items), np.int64) for setting in wanted}
     parts: dict[Setting, list[Lists]] = {setting: [] for setting in wanted}
-    for block in user_blocks(*case.profiles.shape):
+    for block in user_blocks(case.profiles.shape):
         profiles, users = case.profiles[block], list(case.user_ids[block])
         ranking = Ranking.of(model.scores(profiles), profiles, users)
         for setting, found in parts.items():

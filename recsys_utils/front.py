@@ -28,8 +28,6 @@ SHORT_PROFILES = r"ndcg@10, learned - popularity, n=\d+-\d+, {} order"  # eviden
 _TEXTS = yaml.safe_load(Path(__file__).with_name("front.yaml").read_text(encoding="utf-8"))
 READING_MODELS, LEVELS, LIMITS = (str(_TEXTS[name]) for name in ("reading_models", "levels", "limits"))
 WORDS, UPKEEP, _VERDICTS = (dict(_TEXTS[name]) for name in ("words", "upkeep", "verdicts"))
-
-
 _WORTH = {"better": "Worth it", "worse": "Not worth it", "tie": "Not worth it"}  # of other verdicts nothing follows
 
 

@@ -434,9 +434,10 @@ class Timeline:
 # ---- measuring
 
 
-def user_blocks(n_users: int, n_items: int) -> list[slice]:
-    """Rows that are scored together, so that no more than ``_CELLS`` scores are held at once."""
-    step = max(1, min(4000, _CELLS // n_items))
+def user_blocks(shape: tuple[int, ...], cells: int = _CELLS) -> list[slice]:
+    """Rows of (users, items) that are scored together, so that no more than ``cells`` scores are held at once."""
+    n_users, n_items = shape
+    step = max(1, min(4000, cells // n_items))
     return [slice(start, start + step) for start in range(0, n_users, step)]
 
 
@@ -455,7 +456,7 @@ def rank_lists(model_or_scores: Recommender | Scores, case: Case, k: int = 10) -
     order = tie_order(case.train.items)
     if isinstance(model_or_scores, np.ndarray):
         return metrics.top_k(model_or_scores, case.profiles, k, case.candidates, order)
-    blocks = [case.profiles[block] for block in user_blocks(*case.profiles.shape)]
+    blocks = [case.profiles[block] for block in user_blocks(case.profiles.shape)]
     scored = ((block, model_or_scores.scores(block)) for block in blocks)
     return np.concatenate([metrics.top_k(scores, block, k, case.candidates, order) for block, scores in scored])
 
