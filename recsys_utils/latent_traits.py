@@ -27,6 +27,7 @@ from recsys_utils.interfaces import InputError, Scores, check_memory, child_rng,
 Moments = NDArray[np.float32]
 
 _PAIRS = 2**16  # predictions at pairs made at once
+_ROWS = 2**12  # users or items whose moments are made at once; all of them in double precision outweigh the ratings
 _DAMPING = 5.0  # ratings added to each count in the biases that the ascent starts from
 _PATIENCE = 4  # sweeps without a gain on the held-out ratings after which a trial ends
 _LEAST = 1e-8  # of a prior variance: what evidence has ruled out stays finite
@@ -69,11 +70,11 @@ class Side:
         one = np.ones_like(bias)
         parts: list[NDArray[Any]]
         if weighted:
-            twice = np.where(np.isin(np.arange(end), _diagonal(k)), 1.0, 2.0)
+            twice = np.where(np.isin(np.arange(end), _diagonal(k)), np.float32(1), np.float32(2))
             parts = [square * twice, 2 * cross, 2 * traits, 2 * bias, bias_square, one]
         else:
             parts = [square, traits, cross, bias, one, bias_square]
-        return np.hstack(parts).astype(np.float32)
+        return np.hstack(parts, dtype=np.float32, casting="same_kind")
 
 
 def _diagonal(width: int) -> NDArray[np.intp]:
@@ -286,16 +287,17 @@ class LatentTraits(_RatingModel):
         residual = csr_matrix((off, rated.indices, rated.indptr), shape=rated.shape)
         if self.biased:
             items.mean[:, -1] = residual.sum(axis=0) / (_DAMPING + item_counts(rated))
-            for rows in _blocks(rated):
+            for rows in _blocks(rated.nnz, _PAIRS):
                 residual.data[rows] -= items.mean[residual.indices[rows], -1]
             own = np.asarray(residual.sum(axis=1)).ravel() / (_DAMPING + np.diff(rated.indptr))
-            for rows in _blocks(rated):
+            for rows in _blocks(rated.nnz, _PAIRS):
                 row = np.searchsorted(rated.indptr, np.arange(rows.start, rows.stop), side="right") - 1
                 residual.data[rows] -= own[row]
         _, size, right = randomized_svd(residual, width - 1, n_iter=4, random_state=child_seed(self.seed, "svd"))
         items.mean[:, :-1] = right.T * np.sqrt(size)
         row, column = np.tril_indices(width)
-        items.moment[:] = items.mean[:, row] * items.mean[:, column]
+        for block in _blocks(n_items, _ROWS):
+            items.moment[block] = items.mean[block][:, row] * items.mean[block][:, column]
         items.moment[:, _diagonal(width)] += 0.1 * self.item_prior
         return users, items
 
@@ -373,8 +375,7 @@ class LatentTraits(_RatingModel):
         second = []
         for side, known in zip(sides, _known(rated, columns, sides), strict=True):
             total = np.zeros(inner.stop)
-            for start in range(0, len(known), 4096):  # a copy of all moments would be the largest array of the fit
-                rows = slice(start, start + 4096)
+            for rows in _blocks(len(known), _ROWS):
                 total += side.moment[rows, inner][known[rows]].sum(axis=0, dtype=np.float64)
             second.append(_unpacked(total[None] / known.sum(), k)[0])
         root = np.linalg.cholesky(second[0] + _LEAST * np.trace(second[0]) / k * np.eye(k))
@@ -385,8 +386,7 @@ class LatentTraits(_RatingModel):
         farthest = np.abs(items.mean[:, :k] @ turn[:k, :k].T).argmax(axis=0)
         turn[:k] *= np.where((items.mean @ turn.T)[farthest, np.arange(k)] < 0, -1, 1)[:, None]
         items.mean = items.mean @ turn.T
-        for start in range(0, len(items.mean), 4096):
-            block = slice(start, start + 4096)
+        for block in _blocks(len(items.mean), _ROWS):
             items.moment[block] = (turn @ _unpacked(items.moment[block], k + 1) @ turn.T)[:, row, column]
         self.user_prior[:k] = self.item_prior[:k] = np.sqrt(size)
 
@@ -501,8 +501,7 @@ class LatentTraits(_RatingModel):
         """Expectation and variance of ratings (ordinal: of their latents)."""
         one, other = users.features(weighted=True), items.features(weighted=False)
         mean, square = np.empty(len(row)), np.empty(len(row))
-        for start in range(0, len(row), _PAIRS):
-            part = slice(start, start + _PAIRS)
+        for part in _blocks(len(row), _PAIRS):
             u, m = users.mean[row[part]], items.mean[item[part]]
             mean[part] = np.einsum("nk,nk->n", u[:, :-1], m[:, :-1]) + u[:, -1] + m[:, -1]
             square[part] = np.einsum("np,np->n", one[row[part]], other[item[part]])
@@ -621,9 +620,9 @@ def _gammas(mean: Floats, counts: NDArray[Any], shape: float, *, latent: bool) -
     return best, float(bound + np.sum(counts / 2 * (log - np.log(mean) if latent else log)))
 
 
-def _blocks(rated: csr_matrix) -> list[slice]:
-    """Stored entries in parts, so that what is computed for each takes no memory to speak of."""
-    return [slice(start, min(start + _PAIRS, rated.nnz)) for start in range(0, rated.nnz, _PAIRS)]
+def _blocks(total: int, size: int) -> list[slice]:
+    """Entries or rows in parts, so that what is computed for each takes no memory to speak of."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _unpacked(packed: NDArray[np.floating[Any]], width: int) -> Floats:
