@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from joblib.externals.loky import get_reusable_executor
 
 from recsys_utils import speed
 from recsys_utils.interfaces import InputError
@@ -113,14 +114,14 @@ def everything(names: Sequence[str] = (), *, full: bool = False) -> Row:
         print(f"Measuring {name}", file=sys.stderr)
         rows += importlib.import_module(f"benchmarks.{name}").run(full=full)
     found = {"machine": started, "full": full, "rows": rows, "growth": growth(rows)}
-    return found | {"about": about(started), "figure": CAPTION, "remarks": remarks(found)}
+    return found | {"about": about(started, full=full), "figure": CAPTION, "remarks": remarks(found)}
 
 
-def about(machine: Row) -> str:
+def about(machine: Row, *, full: bool) -> str:
     """What a table says, and on which machine it was measured."""
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     return (
-        f"Measured by `recsys bench`, in one run, on {machine['cores']} cores ({machine['cpu']}), "
+        f"Measured by `recsys bench{' --full' * full}`, in one run, on {machine['cores']} cores ({machine['cpu']}), "
         f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, {packages}; load at the start "
         f"{machine['load_at_start']}. {LEGEND}"
     )
@@ -232,6 +233,10 @@ def _work(pipe: Connection, contender: Contender) -> None:
         spent, runs = spent + took["seconds"], runs + 1
     pipe.send((best, answer))
     pipe.recv()
+    if contender.jobs > 1:
+        get_reusable_executor().shutdown(
+            kill_workers=True
+        )  # this process would wait for them, and they for five minutes
 
 
 def cpu_seconds() -> float:

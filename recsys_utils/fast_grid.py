@@ -6,8 +6,9 @@
 - KNN: similarities are summed in Surprise's order, a row at a time (no matrix of all pairs is ever held), and serve
   every k, ``min_support`` and kind; ties among neighbours go to the earlier one, as ``heapq.nlargest`` has it.
 
-"Surprise's numbers" are those of its models fitted on :func:`collaborative.surprise_trainset`; its estimates go through
-BLAS, whose dot products differ in the last digit.
+"Surprise's numbers" are those of its models fitted on :func:`collaborative.surprise_trainset`, which sorts the ratings,
+or, with ``stored``, on the rows as they stand (its own cross-validation shuffles them): SVD then starts from other
+values. Its estimates go through BLAS, whose dot products differ in the last digit.
 """
 
 from __future__ import annotations
@@ -65,17 +66,18 @@ def shuffled_folds(data: Interactions, folds: int, seed: int) -> list[Pair]:
     return [(data.where(fold != f), data.where(fold == f)) for f in range(folds)]
 
 
-def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1) -> Floats:
+def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1, stored: bool = False) -> Floats:
     """(pairs, options, 2) RMSE and MAE of every setting on every test part.
 
     Parameters
     ----------
     options : unfitted ``SVD`` and ``KNN`` models
     jobs : processes; a task is a pair and the settings that share their work, so that results don't depend on it
+    stored : SVD takes the ratings in the order in which they are stored (see the module), not by user and item
     """
     shared = batches(options)
     found = Parallel(n_jobs=jobs)(
-        delayed(_errors)(train, test, [options[place] for place in places])
+        delayed(_errors)(train, test, [options[place] for place in places], stored)
         for train, test in pairs
         for places in shared
     )
@@ -85,8 +87,8 @@ def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1) -> F
     return table
 
 
-def _errors(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
-    error = predictions(train, test, options) - test.rating
+def _errors(train: Interactions, test: Interactions, options: Sequence[Any], stored: bool) -> Floats:
+    error = predictions(train, test, options, stored=stored) - test.rating
     return np.column_stack([np.sqrt(np.mean(error**2, axis=1)), np.abs(error).mean(axis=1)])
 
 
@@ -110,13 +112,13 @@ def batches(options: Sequence[Any]) -> list[list[int]]:
     return found
 
 
-def predictions(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
+def predictions(train: Interactions, test: Interactions, options: Sequence[Any], *, stored: bool = False) -> Floats:
     """(options, N_test) float64 predicted ratings, clipped to the scale; users and items may be new."""
     out = np.empty((len(options), len(test)))
     for places in batches(options):
         batch = [options[place] for place in places]
-        predict = _svd_predictions if batch[0].name == "svd" else _knn_predictions
-        out[places] = predict(train, test, batch)
+        svd = batch[0].name == "svd"
+        out[places] = _svd_predictions(train, test, batch, stored) if svd else _knn_predictions(train, test, batch)
     return np.clip(out, train.scale.lo, train.scale.hi, out=out)
 
 
@@ -132,14 +134,14 @@ def in_svd_units(train: Interactions) -> tuple[Interactions, float]:
 
 
 def svd_fits(
-    train: Interactions, options: Sequence[SvdSetting]
+    train: Interactions, options: Sequence[SvdSetting], *, stored: bool = False
 ) -> Iterator[tuple[int, Floats, Floats, Floats, Floats]]:
     """What one batch of settings learns: for each option its place, b_u (U,), b_i (I,), p_u (U, F) and q_i (I, F).
 
     Users and items without ratings have zeros, which is how Surprise predicts them. The arrays belong to the fit,
     which goes on: use or copy them before asking for the next.
     """
-    matrix = train.user_item
+    matrix, user, item = _as_stored(train) if stored else (train.user_item, slice(None), slice(None))
     ratings = matrix.data.astype(np.float64)
     members = list(dict.fromkeys((o.lr, o.reg) for o in options))
     lr, reg = (tuple(map(float, values)) for values in zip(*members, strict=True))
@@ -158,14 +160,27 @@ def svd_fits(
         for place, option in enumerate(options):
             if option.n_epochs == epochs:
                 m = members.index((option.lr, option.reg))
-                yield place, biases[0][:, m], biases[1][:, m], factors[0][..., m], factors[1][..., m]
+                traits = factors[0][user, :, m], factors[1][item, :, m]
+                yield place, biases[0][user, m], biases[1][item, m], *traits
 
 
-def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting]) -> Floats:
+def _as_stored(train: Interactions) -> tuple[csr_matrix, NDArray[np.intp], NDArray[np.intp]]:
+    """Users, items and each user's ratings in the order of the rows, and the row and column that each one has."""
+    places = []
+    for index, total in zip((train.user, train.item), train.shape, strict=True):
+        first = np.full(total, len(train))
+        first[index[::-1]] = np.arange(len(train))[::-1]  # of several assignments the last one holds
+        places.append(np.argsort(np.argsort(first, kind="stable")))
+    user, item = places[0][train.user], places[1][train.item]
+    order, ends = np.argsort(user, kind="stable"), np.cumsum(np.bincount(user, minlength=train.shape[0]))
+    return csr_matrix((train.rating[order], item[order], np.r_[0, ends]), shape=train.shape), places[0], places[1]
+
+
+def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting], stored: bool) -> Floats:
     out = np.empty((len(options), len(test)))
     train, unit = in_svd_units(train)
     mean = train.user_item.data.mean(dtype=np.float64)
-    for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options):
+    for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options, stored=stored):
         dots = _products(user_factors, item_factors, test.user, test.item)
         out[place] = ((mean + user_bias[test.user]) + item_bias[test.item]) + dots
     return out * unit

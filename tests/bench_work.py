@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import numpy as np
+from joblib import Parallel, delayed
 
 
 def ours(n: int) -> Generator[None, None, np.ndarray]:
@@ -15,6 +16,11 @@ def ours(n: int) -> Generator[None, None, np.ndarray]:
 def theirs(n: int, wrong: float) -> Generator[None, None, np.ndarray]:
     yield
     return np.arange(n) + wrong
+
+
+def by_workers(n: int) -> Generator[None, None, list[int]]:
+    yield
+    return Parallel(n_jobs=2)(delayed(pow)(number, 2) for number in range(n))
 
 
 def holding_memory(megabytes: int) -> Generator[None, None, float]:

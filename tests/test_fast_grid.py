@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import surprise
 from surprise.model_selection import GridSearchCV
@@ -47,6 +48,27 @@ class TestSvd:
                 for own, other, mine in zip(("bu", "bi", "pu", "qi"), [train.user, train.item] * 2, ours, strict=True):
                     np.testing.assert_array_equal(mine[np.unique(other)], getattr(theirs, own))
                     assert not mine[np.setdiff1d(np.arange(len(mine)), other)].any(), "unknown ones stay at zero"
+
+    def test_learns_what_surprise_learns_from_rows_in_any_order(self, parts):
+        train, test = parts
+        order = np.random.default_rng(0).permutation(len(train))
+        train = replace(train, user=train.user[order], item=train.item[order], rating=train.rating[order])
+        frame = pd.DataFrame({"user": train.user, "item": train.item, "rating": train.rating.astype(float)})
+        theirs_train = surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=(1, 5))).build_full_trainset()
+        inner = theirs_train.to_inner_uid, theirs_train.to_inner_iid
+        for places in fast_grid.batches(SVD_GRID):
+            batch = [SVD_GRID[place] for place in places]
+            predicted = fast_grid.predictions(train, test, batch, stored=True)
+            for place, *ours in fast_grid.svd_fits(train, batch, stored=True):
+                theirs = batch[place].algorithm().fit(theirs_train)
+                for number, (name, mine) in enumerate(zip(("bu", "bi", "pu", "qi"), ours, strict=True)):
+                    known = np.unique((train.user, train.item)[number % 2])
+                    at = [inner[number % 2](raw) for raw in known.tolist()]
+                    np.testing.assert_array_equal(mine[known], getattr(theirs, name)[at])
+                    assert not mine[np.setdiff1d(np.arange(len(mine)), known)].any(), "unknown ones stay at zero"
+                rows = zip(test.user.tolist(), test.item.tolist(), strict=True)
+                expected = [theirs.predict(*row).est for row in rows]
+                np.testing.assert_allclose(predicted[place], expected, rtol=0, atol=1e-12)
 
     def test_predicts_what_surprise_predicts(self, parts):
         ours = fast_grid.predictions(*parts, SVD_GRID)
