@@ -72,11 +72,12 @@ def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1, stor
     Parameters
     ----------
     options : unfitted ``SVD`` and ``KNN`` models
-    jobs : processes; a task is a pair and the settings that share their work, so that results don't depend on it
+    jobs : threads, unless joblib was told otherwise (the kernels let go of Python's lock, and a process takes longer to
+        start than many a grid); a task is a pair and the settings that share their work, so results don't depend on it
     stored : SVD takes the ratings in the order in which they are stored (see the module), not by user and item
     """
     shared = batches(options)
-    found = Parallel(n_jobs=jobs)(
+    found = Parallel(n_jobs=jobs, prefer="threads")(
         delayed(_errors)(train, test, [options[place] for place in places], stored)
         for train, test in pairs
         for places in shared
@@ -186,7 +187,7 @@ def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[
     return out * unit
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _descend(indptr, items, ratings, mean, lr, reg, still, epochs, user_bias, item_bias, p, q):  # type: ignore[no-untyped-def]
     """Stochastic gradient descent in place; arrays are (users or items[, factors], settings).
 
@@ -251,7 +252,7 @@ def _step(_, mine, its, following, own, other, dots, rating, mean, lr, reg):  # 
     return types.void(mine, its, following, own, other, dots, rating, mean, lr, reg), generate
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _products(p, q, users, items):  # type: ignore[no-untyped-def]
     """Dot product of the two rows of every pair."""
     out = np.empty(len(users))
@@ -277,7 +278,7 @@ def baselines(train: Interactions) -> tuple[Floats, Floats]:
     return user, item
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _alternate(indptr, indices, ratings, mean, reg, other, out):  # type: ignore[no-untyped-def]
     for x in range(len(out)):
         total = 0.0
@@ -366,7 +367,7 @@ def _knn_predictions(train: Interactions, test: Interactions, options: Sequence[
     return found
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _similar(x, rows, columns, similarity, sim, common):  # type: ignore[no-untyped-def]
     """Similarities of x to all, and the number of ratings in common; sums run over y upwards, as Surprise's do."""
     (x_ends, x_others, x_values), (y_ends, y_owns, y_values), n = rows, columns, len(sim)
@@ -394,7 +395,7 @@ def _similar(x, rows, columns, similarity, sim, common):  # type: ignore[no-unty
     sim[x], common[x] = 1.0, np.iinfo(np.int64).max  # Surprise's diagonal, whatever the support
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _neighbours(xs, ys, rows, columns, deviation, similarity, settings, out):  # type: ignore[no-untyped-def]
     """Adds to ``out`` (tests, options) what the neighbours say; tests are sorted by x."""
     y_ends, y_owns, _ = columns
