@@ -233,10 +233,8 @@ def _work(pipe: Connection, contender: Contender) -> None:
         spent, runs = spent + took["seconds"], runs + 1
     pipe.send((best, answer))
     pipe.recv()
-    if contender.jobs > 1:
-        get_reusable_executor().shutdown(
-            kill_workers=True
-        )  # this process would wait for them, and they for five minutes
+    if contender.jobs > 1:  # joblib's idle workers stay for five minutes, and this process would wait for them
+        get_reusable_executor().shutdown(kill_workers=True)
 
 
 def cpu_seconds() -> float:
