@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from benchmarks.measure import Contender, Row, closest, compare
-from recsys_utils import metrics
+from recsys_utils.evaluation import metrics
 
 SHAPE = (6040, 3706)  # users and films of MovieLens 1M
 K, KNOWN, RELEVANT, GENRES = 10, 130, 20, 18

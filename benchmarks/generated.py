@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
 
 ML_25M = (162_541, 59_047, 25_000_095)  # users, films, ratings as published
 SCALE = Scale(0.5, 5)

@@ -19,10 +19,10 @@ from surprise.model_selection import GridSearchCV
 
 from benchmarks.generated import movielens_like
 from benchmarks.measure import Contender, Row, compare
-from recsys_utils import fast_grid
-from recsys_utils.collaborative import KNN, SVD, RatingModel, predict_by_surprise, settings, surprise_trainset
-from recsys_utils.interactions import Interactions, read_interactions
-from recsys_utils.interfaces import project_root
+from recsys_utils.base import project_root
+from recsys_utils.data.interactions import Interactions, read_interactions
+from recsys_utils.models import fast_grid
+from recsys_utils.models.collaborative import KNN, SVD, RatingModel, predict_by_surprise, settings, surprise_trainset
 
 GRID = {"n_factors": [50, 100, 150], "n_epochs": [20, 30], "lr": [0.005, 0.01], "reg": [0.02, 0.1]}
 SHAPE = (943, 1682, 100_000)  # users, films, ratings of MovieLens 100K

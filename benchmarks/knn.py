@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.grid import grid_rows, ratings, sizes
 from benchmarks.measure import Row
-from recsys_utils.collaborative import KNN, RatingModel, settings
+from recsys_utils.models.collaborative import KNN, RatingModel, settings
 
 GRID = {
     "kind": ["KNNWithMeans", "KNNBaseline"], "similarity": ["pearson_baseline", "msd", "cosine"],

@@ -12,10 +12,10 @@ import numpy as np
 import surprise
 
 from benchmarks.measure import Contender, Row, compare
-from recsys_utils.collaborative import surprise_trainset
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale, child_rng
-from recsys_utils.latent_traits import LatentTraits
+from recsys_utils.base import Scale, child_rng
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.collaborative import surprise_trainset
+from recsys_utils.models.variational_mf import LatentTraits
 
 NOISE = 0.8  # planted standard deviation
 FULL = (162_541, 59_047, 25_000_095)  # users, items, ratings of MovieLens 25M

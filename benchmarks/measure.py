@@ -30,8 +30,8 @@ import pandas as pd
 import psutil
 from joblib.externals.loky import get_reusable_executor
 
-from recsys_utils import speed
-from recsys_utils.interfaces import InputError
+from recsys_study import bench_tables as speed
+from recsys_utils.base import InputError
 
 THREADS = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "NUMEXPR_NUM", "NUMBA_NUM")
 PACKAGES = ("numpy", "scipy", "pandas", "polars", "numba", "scikit-learn", "scikit-surprise", "implicit")

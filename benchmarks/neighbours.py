@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.generated import ML_25M, SCALE, generate
 from benchmarks.measure import Contender, Row, compare
-from recsys_utils.neighbours import Neighbours
+from recsys_utils.models.neighbours import Neighbours
 
 PROFILE = 35  # ratings of a person who asks
 ASKED = 200  # people who ask

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from recsys_utils import figures
+from recsys_study import figures
 
 
 def growth_figure(bench: dict[str, Any]) -> Figure:

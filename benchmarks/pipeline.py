@@ -17,17 +17,17 @@ from collections.abc import Generator
 from pathlib import Path
 
 from benchmarks.measure import Contender, Row, compare
-from recsys_utils.interfaces import project_root
-from recsys_utils.pipeline import CHAIN
+from recsys_study.pipeline import CHAIN
+from recsys_utils.base import project_root
 
 CHANGED = "10_export"
 JOBS = 2
-COMMAND = ("-m", "recsys_utils.cli", "run", "params/smoke.yaml", "--jobs", str(JOBS))
+COMMAND = ("-m", "recsys_study.cli", "run", "params/smoke.yaml", "--jobs", str(JOBS))
 
 
 def copy(target: Path) -> None:
     """What a run reads: no data, no report; then a run, for whoever comes first would compile the kernels for all."""
-    for name in ("notebooks", "params", "recsys_utils"):
+    for name in ("notebooks", "params", "recsys_utils", "recsys_study"):
         shutil.copytree(project_root() / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
     call(target, *COMMAND)
     for name in ("data", "reports"):
@@ -68,7 +68,7 @@ def written(root: Path, stage: str) -> int:
 def by_papermill(root: Path) -> Generator[None, None, str]:
     import papermill
 
-    from recsys_utils import cli
+    from recsys_study import cli
 
     os.environ |= {"RECSYS_ROOT": str(root), "PYTHONPATH": str(root)}
     os.chdir(root)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from recsys_utils import protocols
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scores
-from recsys_utils.protocols import Mask
+from recsys_utils.base import Scores
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation import protocols
+from recsys_utils.evaluation.protocols import Mask
 
 
 def check_blind(run: Callable[[Interactions, Mask], Scores], data: Interactions, test: Mask) -> None:

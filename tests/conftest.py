@@ -33,7 +33,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run on synthetic data that all tests share and none may change: reports/smoke."""
     with (tmp_path_factory.getbasetemp().parent / "smoke.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of the parallel test processes makes it, the others wait
-        command = [sys.executable, "-m", "recsys_utils.cli", "run", "params/smoke.yaml"]
+        command = [sys.executable, "-m", "recsys_study.cli", "run", "params/smoke.yaml"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "reports" / "smoke"

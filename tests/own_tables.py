@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recsys_utils.interfaces import child_rng
-from recsys_utils.synthetic import Size, Synthetic, generate
+from recsys_utils.base import child_rng
+from recsys_utils.data.synthetic import Size, Synthetic, generate
 
 SMALL = Size(users=90, items=110, ratings=3_000)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_utils.alpha_study import (
+from recsys_study.alpha_curve import (
     CLOSE,
     MIXTURE,
     NDCG,
@@ -26,13 +26,13 @@ from recsys_utils.alpha_study import (
     tune_mixture,
     tune_ranges,
 )
-from recsys_utils.blend import CURVES, Blend, Mixture
-from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
-from recsys_utils.content import ContentModel
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure, warm_split
-from recsys_utils.significance import Bootstrap
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure, warm_split
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
+from recsys_utils.models.content import ContentModel
+from recsys_utils.ranking.blend import CURVES, Blend, Mixture
 
 SIZES = [0, 2, 3, 8]
 

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from blind import check_blind
 
-from recsys_utils import bayesian_fm, fast_grid
-from recsys_utils.bayesian_fm import DAMPING, NEAR, STRETCHES, BayesianFM, moment, step_moments, stretch
-from recsys_utils.interactions import DAY, Interactions
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.protocols import LeakError
-from recsys_utils.synthetic import Size, generate
+from recsys_study import bayesian_fm
+from recsys_study.bayesian_fm import DAMPING, NEAR, STRETCHES, BayesianFM, moment, step_moments, stretch
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data.interactions import DAY, Interactions
+from recsys_utils.data.synthetic import Size, generate
+from recsys_utils.evaluation.protocols import LeakError
+from recsys_utils.models import fast_grid
 
 SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, chains=2, seed=1)
 

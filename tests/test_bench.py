@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import evaluate, generated, grid, ingest, knn, latent_traits, measure, neighbours
-from recsys_utils import report, speed
+from recsys_study import bench_tables as speed
+from recsys_study import report
 from tests import bench_work
 from tests.test_cli import recsys
 
@@ -215,7 +216,7 @@ def test_an_unknown_name_is_one_paragraph_and_status_2() -> None:
 
 
 def test_the_command_prints_and_writes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from recsys_utils import cli
+    from recsys_study import cli
 
     about, one = {"benchmark": "ingest", "task": "t", "size": 5, "unit": "ratings"}, bench_work.ours
     monkeypatch.setattr(ingest, "run", lambda full: measure.compare(about, [measure.Contender("ours", one, (5,))]))

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
-from recsys_utils.blend import (
+from recsys_utils.base import InputError, Recommender, Scale, Scores
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.collaborative import EASE, ItemKNN, Popularity
+from recsys_utils.models.content import ContentModel
+from recsys_utils.ranking.blend import (
     CURVES,
     FLATTEST,
     NORMALISATIONS,
@@ -32,10 +36,6 @@ from recsys_utils.blend import (
     tunable_curves,
     weighted,
 )
-from recsys_utils.collaborative import EASE, ItemKNN, Popularity
-from recsys_utils.content import ContentModel
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Recommender, Scale, Scores
 
 finite = st.floats(-100, 100, width=32)
 unit = st.floats(0, 1, width=32)

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils.blend import CURVES, Blend, Mixture
-from recsys_utils.bundle import MANIFEST, Bundle, _npz, write_bundle
-from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
-from recsys_utils.content import ContentModel
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Recommender, Scale
-from recsys_utils.neighbours import Neighbours
-from recsys_utils.recommender import Ladder
+from recsys_utils.base import InputError, Recommender, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
+from recsys_utils.models.content import ContentModel
+from recsys_utils.models.neighbours import Neighbours
+from recsys_utils.ranking.blend import CURVES, Blend, Mixture
+from recsys_utils.ranking.bundle import MANIFEST, Bundle, _npz, write_bundle
+from recsys_utils.ranking.recommend import Ladder
 
 SCALE = Scale(0.5, 5, liked_override=4)
 ABOUT = {"dataset": "toy", "licence": "Made up; do as you please."}

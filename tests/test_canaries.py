@@ -13,12 +13,12 @@ import pytest
 from blind import check_blind
 from scipy.sparse import csr_matrix
 
-from recsys_utils import metrics, protocols
-from recsys_utils.collaborative import Popularity
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale, Scores
-from recsys_utils.protocols import Case, LeakError
-from recsys_utils.synthetic import generate
+from recsys_utils.base import Scale, Scores
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.data.synthetic import generate
+from recsys_utils.evaluation import metrics, protocols
+from recsys_utils.evaluation.protocols import Case, LeakError
+from recsys_utils.models.collaborative import Popularity
 
 N_USERS, N_ITEMS = 120, 150
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from recsys_utils import catalogue
-from recsys_utils.catalogue import Facts, Source, merge
-from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data import catalogue
+from recsys_utils.data.catalogue import Facts, Source, merge
 
 
 def films() -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from blind import check_blind
 
-from recsys_utils.catalogue_study import (
+from recsys_study.catalogue_filters import (
     ALL,
     NDCG,
     NONE,
@@ -20,12 +20,12 @@ from recsys_utils.catalogue_study import (
     largest,
     study_filters,
 )
-from recsys_utils.collaborative import EASE, SVD
-from recsys_utils.content import FIELDS
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.protocols import LeakError, Mask
-from recsys_utils.significance import Bootstrap
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation.protocols import LeakError, Mask
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import EASE, SVD
+from recsys_utils.models.content import FIELDS
 
 LIMITS = {"top": 250, "rating": 7.0, "votes": 10_000, "count": 3}
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def recsys(*arguments: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "recsys_utils.cli", *arguments]
+    command = [sys.executable, "-m", "recsys_study.cli", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "RECSYS_ROOT"}
     return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, env=environment)
 

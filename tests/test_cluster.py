@@ -16,10 +16,11 @@ import pytest
 from distributed import default_client
 from joblib import Parallel, delayed, parallel_config
 
-from recsys_utils import cluster, interactions
-from recsys_utils.interactions import Interactions, read_interactions
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.synthetic import generate
+from recsys_study import dask_cluster as cluster
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data import interactions
+from recsys_utils.data.interactions import Interactions, read_interactions
+from recsys_utils.data.synthetic import generate
 
 
 @pytest.fixture(scope="module")

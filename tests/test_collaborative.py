@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_utils import collaborative
-from recsys_utils.collaborative import (
+from recsys_utils.base import InputError, RatingPredictor, Recommender, Scale
+from recsys_utils.data.interactions import Interactions, item_counts
+from recsys_utils.models import collaborative
+from recsys_utils.models.collaborative import (
     EASE,
     KNN,
     SVD,
@@ -20,8 +22,6 @@ from recsys_utils.collaborative import (
     setting_text,
     settings,
 )
-from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import InputError, RatingPredictor, Recommender, Scale
 
 KNN_SETTINGS = [
     KNN(kind=kind, similarity=similarity, user_based=user_based, k=7, min_support=support)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recsys_utils import config
-from recsys_utils.interfaces import InputError
+from recsys_study import parameters as config
+from recsys_utils.base import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "params" / "smoke.yaml"

@@ -9,9 +9,9 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recsys_utils.content import ContentModel, GenreRidge, Tfidf, analyse, soup
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Recommender, Scale
+from recsys_utils.base import InputError, Recommender, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.content import ContentModel, GenreRidge, Tfidf, analyse, soup
 
 SCALE = Scale(1, 5)
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_utils import datasets, ingest, movielens
-from recsys_utils.archives import Member, folders_with
-from recsys_utils.crosswalk import (
+from recsys_utils.base import InputError
+from recsys_utils.data import datasets, ingest, movielens
+from recsys_utils.data.archives import Member, folders_with
+from recsys_utils.data.titles import (
     TitleIndex,
     imdb_id,
     match,
@@ -24,7 +25,6 @@ from recsys_utils.crosswalk import (
     read_review,
     split_year,
 )
-from recsys_utils.interfaces import InputError
 
 
 @pytest.mark.parametrize(

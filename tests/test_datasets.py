@@ -22,10 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_utils import archives, catalogue, catalogue_study, datasets, ingest, movielens
-from recsys_utils.archives import Member
-from recsys_utils.datasets import Dataset, Fetched, Wheel, fetch, fetch_command
-from recsys_utils.interfaces import InputError
+from recsys_study import catalogue_filters as catalogue_study
+from recsys_utils.base import InputError
+from recsys_utils.data import archives, catalogue, datasets, ingest, movielens
+from recsys_utils.data.archives import Member
+from recsys_utils.data.datasets import Dataset, Fetched, Wheel, fetch, fetch_command
 
 GENRES = ["unknown", "Action", "Children's", "Film-Noir", "Sci-Fi"]
 U_GENRE = "".join(f"{g}|{i}\n" for i, g in enumerate(GENRES))
@@ -341,7 +342,7 @@ def test_unreachable_site_leaves_the_word_to_the_mirror_at_once(
 
 def test_two_processes_fetch_one_after_the_other(tiny: Dataset, tmp_path: Path) -> None:
     """Another process holds the folder; killed while this one waits, it leaves no lock behind."""
-    holds = "import sys, time; from recsys_utils import archives; from pathlib import Path\n"
+    holds = "import sys, time; from recsys_utils.data import archives; from pathlib import Path\n"
     holds += "with archives.alone(Path(sys.argv[1]), print): print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", holds, str(tmp_path / tiny.name)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import decisions
-from recsys_utils.interfaces import InputError
-from recsys_utils.significance import Bootstrap, Estimate, verdict
-from recsys_utils.stage import METRIC_COLUMNS
+from recsys_study import decisions
+from recsys_study.stage_files import METRIC_COLUMNS
+from recsys_utils.base import InputError
+from recsys_utils.evaluation.significance import Bootstrap, Estimate, verdict
 
 
 def contrast(question: str, value: float, half: float, p: float) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from recsys_utils.diversity import PLACES_STRATEGIES, STRATEGIES, Catalogue, Lists, Ranking, places, rerank
-from recsys_utils.interfaces import InputError
-from recsys_utils.metrics import genre_matrix, top_k
+from recsys_utils.base import InputError
+from recsys_utils.evaluation.metrics import genre_matrix, top_k
+from recsys_utils.ranking.rerank import PLACES_STRATEGIES, STRATEGIES, Catalogue, Lists, Ranking, places, rerank
 
 K = 10
 RANDOM = [s for s in STRATEGIES if s.startswith(("genre", "mid-rank"))]

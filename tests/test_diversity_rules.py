@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.diversity import (
+from recsys_utils.base import InputError
+from recsys_utils.evaluation.metrics import ItemTraits, list_metrics
+from recsys_utils.ranking.rerank import (
     KINSHIP,
     POOL,
     RULES,
@@ -21,8 +23,6 @@ from recsys_utils.diversity import (
     rerank,
     variant,
 )
-from recsys_utils.interfaces import InputError
-from recsys_utils.metrics import ItemTraits, list_metrics
 
 Value = Callable[[list[int]], float]  # of a whole list
 

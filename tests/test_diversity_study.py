@@ -11,12 +11,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_utils import diversity_study
-from recsys_utils.blend import CURVES, AlphaCurve, Blend
-from recsys_utils.collaborative import EASE, Popularity
-from recsys_utils.content import ContentModel
-from recsys_utils.diversity import Catalogue
-from recsys_utils.diversity_study import (
+from recsys_study import diversity as diversity_study
+from recsys_study.diversity import (
     GOALS,
     NDCG,
     OUTSIDE,
@@ -36,10 +32,14 @@ from recsys_utils.diversity_study import (
     tastes,
     tune_base,
 )
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.protocols import Case, LeakError, measure, rank_lists, warm_split
-from recsys_utils.significance import Bootstrap
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation.protocols import Case, LeakError, measure, rank_lists, warm_split
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import EASE, Popularity
+from recsys_utils.models.content import ContentModel
+from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend
+from recsys_utils.ranking.rerank import Catalogue
 
 N_USERS, N_ITEMS, K = 12, 40, 10
 SETTINGS = [("mid-rank", 0.05), ("mid-rank", 0.2), ("mmr", 0.3), ("exposure", 0.5), ("genre-repaired", 0.05)]
@@ -115,7 +115,7 @@ def test_coverage_gain_counts_films_over_all_lists(found: Study) -> None:
 
 
 def test_blocks_of_users_change_nothing(found: Study, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys_utils.protocols._CELLS", 5 * N_ITEMS)  # five users at a time
+    monkeypatch.setattr("recsys_utils.evaluation.protocols._CELLS", 5 * N_ITEMS)  # five users at a time
     again = studied(case)
     for setting, lists in found.lists.items():
         assert (again.lists[setting].items == lists.items).all(), setting

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_utils import own_ratings
-from recsys_utils.collaborative import EASE, SVD
-from recsys_utils.elicitation import Adaptive, answered, interview, question_orders, simulate
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.protocols import Case, LeakError, make_splits, profile_size_cases
-from recsys_utils.significance import Bootstrap
-from recsys_utils.synthetic import generate
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.data.synthetic import generate
+from recsys_utils.evaluation.protocols import Case, LeakError, make_splits, profile_size_cases
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import EASE, SVD
+from recsys_utils.personal import own_ratings
+from recsys_utils.ranking.elicitation import Adaptive, answered, interview, question_orders, simulate
 
 
 def ratings(rows: list[tuple[str, str, float]]) -> Interactions:

@@ -8,10 +8,10 @@ import pytest
 import surprise
 from surprise.model_selection import GridSearchCV
 
-from recsys_utils import fast_grid
-from recsys_utils.collaborative import KNN, SVD, predict_by_surprise, settings, surprise_trainset
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models import fast_grid
+from recsys_utils.models.collaborative import KNN, SVD, predict_by_surprise, settings, surprise_trainset
 from tests.test_collaborative import random_ratings
 
 SVD_GRID = settings(SVD, {"n_factors": [3, 10], "n_epochs": [7, 12], "lr": [0.005, 0.02], "reg": [0.02, 0.05, 0.1]})

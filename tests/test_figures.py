@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import diversity_study, figures
+from recsys_study import diversity as diversity_study
+from recsys_study import figures
 
 mpl.use("Agg")
 

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import freshness_study, protocols
-from recsys_utils.collaborative import EASE, KNN, SVD, Popularity, predict_by_surprise
-from recsys_utils.freshness_study import FRESH, AgeStudy, age_variant, study_ages, study_caching, study_fold_in
-from recsys_utils.interactions import DAY, Interactions, sessions
-from recsys_utils.interfaces import Scale
-from recsys_utils.metrics import agreement
-from recsys_utils.protocols import Timeline
-from recsys_utils.significance import Bootstrap
-from recsys_utils.synthetic import World, generate_world
+from recsys_study import freshness as freshness_study
+from recsys_study.freshness import FRESH, AgeStudy, age_variant, study_ages, study_caching, study_fold_in
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import DAY, Interactions, sessions
+from recsys_utils.data.synthetic import World, generate_world
+from recsys_utils.evaluation import protocols
+from recsys_utils.evaluation.metrics import agreement
+from recsys_utils.evaluation.protocols import Timeline
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import EASE, KNN, SVD, Popularity, predict_by_surprise
 
 SMALL = World(users=150, items=400, days=130, seed=5)
 SETTINGS = {"ages": (1, 7, 30), "refit_days": 7, "warm_up_days": 20, "max_refits": 8, "seed": 2}

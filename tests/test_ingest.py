@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 - fixtures
 
-from recsys_utils import catalogue, ingest, providers
-from recsys_utils.datasets import Dataset, Fetched, describe, fetch
-from recsys_utils.interfaces import InputError
+from recsys_utils.base import InputError
+from recsys_utils.data import catalogue, ingest
+from recsys_utils.data import film_tables as providers
+from recsys_utils.data.datasets import Dataset, Fetched, describe, fetch
 
 THREE = {
     "movies.csv": 'movieId,title,genres\n1,Jumanji (1995),War\n73,"Misérables, Les (1995)",Drama\n',

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_utils.interactions import DAY, Interactions, describe, item_counts, natural_order, sessions
-from recsys_utils.interfaces import InputError, Recommender, Scale, child_seed
-from recsys_utils.protocols import make_splits, target_size
+from recsys_utils.base import InputError, Recommender, Scale, child_seed
+from recsys_utils.data.interactions import DAY, Interactions, describe, item_counts, natural_order, sessions
+from recsys_utils.evaluation.protocols import make_splits, target_size
 
 SCALE = Scale(1, 5)
 IDS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=8, unique=True)

@@ -11,17 +11,18 @@ import pandas as pd
 import pytest
 from blind import check_blind
 
-from recsys_utils import datasets, ingest, ladder_study
-from recsys_utils.bayesian_fm import BayesianFM
-from recsys_utils.cli import plan_from
-from recsys_utils.collaborative import KNN, SVD
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.ladder_study import BLEND, Step, climb, heights, rungs, u1_steps
-from recsys_utils.latent_traits import LatentTraits
-from recsys_utils.protocols import LeakError, make_splits
-from recsys_utils.significance import Bootstrap
-from recsys_utils.synthetic import Size, generate
+from recsys_study import accuracy_table as ladder_study
+from recsys_study.accuracy_table import BLEND, Step, climb, heights, rungs, u1_steps
+from recsys_study.bayesian_fm import BayesianFM
+from recsys_study.cli import plan_from
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data import datasets, ingest
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.data.synthetic import Size, generate
+from recsys_utils.evaluation.protocols import LeakError, make_splits
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.collaborative import KNN, SVD
+from recsys_utils.models.variational_mf import LatentTraits
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"KNN": KNN(), "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02), "V2": LatentTraits(n_factors=2, sweeps=4)}

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.stats import norm, truncnorm
 
-from recsys_utils import latent_traits
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, RatingPredictor, Recommender, Scale
-from recsys_utils.latent_traits import LatentTraits, memory_estimate
+from recsys_utils.base import InputError, RatingPredictor, Recommender, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models import variational_mf as latent_traits
+from recsys_utils.models.variational_mf import LatentTraits, memory_estimate
 
 NOISE = 0.5
 SCALE = Scale(-20, 30)

@@ -21,10 +21,10 @@ from sklearn.metrics import (
 )
 from sklearn.metrics.pairwise import cosine_distances
 
-from recsys_utils import metrics
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.metrics import ItemTraits, list_metrics, ranking_metrics, top_k
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation import metrics
+from recsys_utils.evaluation.metrics import ItemTraits, list_metrics, ranking_metrics, top_k
 
 
 def lists_of(*rows: list[int]) -> metrics.Lists:

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, vstack
 
-from recsys_utils import neighbours, own_ratings
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, RatingPredictor, Scale
-from recsys_utils.neighbours import (
+from recsys_utils.base import InputError, RatingPredictor, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation.protocols import LeakError
+from recsys_utils.models import neighbours
+from recsys_utils.models.neighbours import (
     Neighbours,
     good_films,
     item_mean_and_offset,
@@ -25,8 +26,8 @@ from recsys_utils.neighbours import (
     predict_pairs,
     recommend,
 )
-from recsys_utils.protocols import LeakError
-from recsys_utils.recommender import recommend_by_neighbours
+from recsys_utils.personal import own_ratings
+from recsys_utils.ranking.recommend import recommend_by_neighbours
 
 HALF_STARS = Scale(0.5, 5)
 

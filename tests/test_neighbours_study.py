@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import neighbours_study as study
-from recsys_utils import own_ratings
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.neighbours import Neighbours, leave_one_out
-from recsys_utils.protocols import fold_users, make_splits
-from recsys_utils.significance import Bootstrap
-from recsys_utils.synthetic import Size, generate
+from recsys_study import neighbours as study
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.data.synthetic import Size, generate
+from recsys_utils.evaluation.protocols import fold_users, make_splits
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.neighbours import Neighbours, leave_one_out
+from recsys_utils.personal import own_ratings
 
 MADE = generate(Size(users=80, items=60, ratings=2200))
 DATA = Interactions.from_frame(MADE.ratings, scale=Scale(1, 5), items=MADE.items["item_id"])

@@ -21,11 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_tables import few, half_stars, points, tracks
 
-from recsys_utils import catalogue, config, datasets, fast_grid, ingest, own_data
-from recsys_utils.collaborative import EASE, KNN, SVD, ItemKNN, predict_by_surprise
-from recsys_utils.interactions import Interactions, describe
-from recsys_utils.interfaces import InputError, Scale, counted
-from recsys_utils.protocols import make_splits, warm_split
+from recsys_study import parameters as config
+from recsys_utils.base import InputError, Scale, counted
+from recsys_utils.data import catalogue, datasets, ingest
+from recsys_utils.data.interactions import Interactions, describe
+from recsys_utils.evaluation.protocols import make_splits, warm_split
+from recsys_utils.models import fast_grid
+from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, predict_by_surprise
+from recsys_utils.personal import own_table as own_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = pd.DataFrame(
@@ -289,7 +292,7 @@ def test_items_are_joined_and_gaps_filled(tmp_path: Path) -> None:
         columns=["id", "name", "release_date", "category"],
     )  # fmt: skip
     found = own_data.read(written(tmp_path, BASE), written(tmp_path, items, "items.csv"))
-    fetched = datasets.of_own("mine", found, "track")
+    fetched = own_data.of_own("mine", found, "track")
     tables = ingest.build(fetched)
     catalogue.check(tables.ratings, tables.items, found.scale, "own_")
     known = tables.items.set_index("item_id")
@@ -307,7 +310,7 @@ def test_items_are_joined_and_gaps_filled(tmp_path: Path) -> None:
 
 def test_limits_name_what_is_missing(tmp_path: Path) -> None:
     found = own_data.read(written(tmp_path, BASE))
-    items = ingest.build(datasets.of_own("mine", found)).items
+    items = ingest.build(own_data.of_own("mine", found)).items
     text = " ".join(ingest.limits(items, found.ratings.head(1005), has_time=False, noun="item"))
     for part in ("no time stamps", "no content model", "lists show ids", "1 of 51 users have fewer than 10 ratings"):
         assert part in text
@@ -319,7 +322,7 @@ def test_limits_name_what_is_missing(tmp_path: Path) -> None:
 def test_a_published_name_and_a_forgotten_table_are_told_apart(tmp_path: Path) -> None:
     found = own_data.read(written(tmp_path, BASE))
     with pytest.raises(InputError, match="ml-100k is a published data set"):
-        datasets.of_own("ml-100k", found)
+        own_data.of_own("ml-100k", found)
     with pytest.raises(InputError, match=r"--set dataset\.ratings=FILE"):
         datasets.fetch("own-data", raw=tmp_path)
     with pytest.raises(InputError, match=r"describe the table that dataset\.ratings names"):
@@ -403,7 +406,7 @@ def test_a_cell_of_ten_megabytes_does_not_hang(tmp_path: Path) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder of its own, so that no run of the tests is taken for the newest real one."""
     root = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "recsys_utils", "requirements.lock"):
+    for name in ("notebooks", "recsys_utils", "recsys_study", "requirements.lock"):
         (root / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "params", root / "params")
     return root
@@ -446,7 +449,7 @@ def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
     tables = make(project)
     parameters = {"extends": "smoke.yaml", "dataset": {"name": name, **tables}, **QUICK}
     (project / "params" / f"{name}.yaml").write_text(json.dumps(parameters), encoding="utf-8")
-    command = [sys.executable, "-m", "recsys_utils.cli", "run", str(project / "params" / f"{name}.yaml")]
+    command = [sys.executable, "-m", "recsys_study.cli", "run", str(project / "params" / f"{name}.yaml")]
     environment = os.environ | {"RECSYS_ROOT": str(project)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given as given_some
 from hypothesis import strategies as st
 
-from recsys_utils import exports, own_ratings
-from recsys_utils.crosswalk import normalise, split_year
-from recsys_utils.interfaces import InputError, Scale
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data.titles import normalise, split_year
+from recsys_utils.personal import layouts as exports
+from recsys_utils.personal import own_ratings
 
 ITEMS = pd.DataFrame(
     {

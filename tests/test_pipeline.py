@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 import stores
 
-from recsys_utils import pipeline, ratings_store
-from recsys_utils.interfaces import InputError
-from recsys_utils.pipeline import Plan, imported_modules, run
+from recsys_study import pipeline
+from recsys_study.pipeline import Plan, imported_modules, run
+from recsys_utils.base import InputError
+from recsys_utils.personal import ratings_store
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {"a": (), "b": ("a",), "c": ("a",)}
@@ -162,7 +163,7 @@ def test_a_failing_cell_shows_its_traceback_and_keeps_earlier_output(
 def test_unusable_input_met_by_a_stage_leaves_no_trace(project: Path) -> None:
     notebook(
         project / "notebooks/a.ipynb",
-        "from recsys_utils.interfaces import InputError\nraise InputError('ratings.csv has no column rating.')", x=1.0,
+        "from recsys_utils.base import InputError\nraise InputError('ratings.csv has no column rating.')", x=1.0,
     )  # fmt: skip
     before = sorted(project.rglob("*"))
     with pytest.raises(InputError, match=r"^ratings\.csv has no column rating\.$"):
@@ -206,20 +207,20 @@ def test_only_modules_a_notebook_reaches_count(tmp_path: Path) -> None:
         (package / f"{name}.py").write_text(code)
     for name in ("own.csv", "nobodys.yaml"):
         (package / name).write_text("")
-    found = imported_modules(["%matplotlib inline\nfrom kit import one\nimport numpy"], package)
+    found = imported_modules(["%matplotlib inline\nfrom kit import one\nimport numpy"], tmp_path)
     assert [path.name for path in found] == ["one.py", "own.csv", "three.py", "two.py"]
 
 
-def test_the_package_s_data_files_belong_to_who_reads_them() -> None:
-    package = ROOT / "recsys_utils"
+def test_the_packages_data_files_belong_to_who_reads_them() -> None:
     first, site = (
-        {path.name for path in imported_modules([code], package)}
-        for code in ("from recsys_utils import ingest", "from recsys_utils import report")
+        {path.name for path in imported_modules([code], ROOT)}
+        for code in ("from recsys_utils.data import ingest", "from recsys_study import report")
     )
     assert "ml_100k_movie_ids.csv" in first
     assert {"report.css", "front.yaml"} <= site
     read = {name for name in first | site if not name.endswith(".py")}
-    assert read == {path.name for path in package.iterdir() if path.suffix in pipeline.DATA}, "nobody reads the others"
+    there = {p.name for package in ("recsys_utils", "recsys_study") for p in (ROOT / package).rglob("*.*")}
+    assert read == {name for name in there if name.endswith(pipeline.DATA)}, "nobody reads the others"
 
 
 SLOW = """(folder / 'begun').write_text('')
@@ -228,7 +229,7 @@ while not (Path(os.environ['RECSYS_ROOT']) / 'go').exists():
 DRIVER = """
 import sys
 from pathlib import Path
-from recsys_utils.pipeline import Plan, run
+from recsys_study.pipeline import Plan, run
 sys.exit(run(Plan(root=Path(sys.argv[1]), name="toy", seed=5, site=False, needs={"a": (), "b": ("a",), "c": ("a",)},
                   parameters={"a": {"x": 1.0}, "b": {}, "c": {}})))
 """

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import metrics, protocols
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import Scale
-from recsys_utils.significance import Bootstrap
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.evaluation import metrics, protocols
+from recsys_utils.evaluation.significance import Bootstrap
 
 SIZES = [0, 1, 3, 10, 30]
 

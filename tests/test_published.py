@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recsys_utils import front
+from recsys_study import front
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "reports" / "published"
@@ -120,7 +120,7 @@ def test_a_second_data_set_answers_every_question() -> None:
 @pytest.mark.slow
 def test_the_code_still_gives_the_published_numbers() -> None:
     """Same commit, data and parameters: byte for byte (on the platform that published them)."""
-    command = [sys.executable, "-m", "recsys_utils.cli", "run", "params/ml-100k.yaml", "--name", "again"]
+    command = [sys.executable, "-m", "recsys_study.cli", "run", "params/ml-100k.yaml", "--name", "again"]
     subprocess.run(command, cwd=ROOT, check=True)
     again = ROOT / "reports" / "again"
     assert (again / "findings.json").read_bytes() == (PUBLISHED / "findings.json").read_bytes()

@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sql
 from stores import write
 
-from recsys_utils import ratings_store
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.ratings_store import merge_store, read, state, store_url
+from recsys_utils.base import InputError, Scale
+from recsys_utils.personal import ratings_store
+from recsys_utils.personal.ratings_store import merge_store, read, state, store_url
 
 PASSWORD = "s3cr3t/p@ss"  # characters that a URL quotes
 QUOTED = "s3cr3t%2Fp%40ss"

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix, vstack
 
-from recsys_utils.blend import CURVES, AlphaCurve, Blend, Mixture
-from recsys_utils.collaborative import EASE, SVD, ItemKNN, Popularity
-from recsys_utils.content import ContentModel
-from recsys_utils.interactions import Interactions
-from recsys_utils.interfaces import InputError, Recommender, Scale
-from recsys_utils.recommender import (
+from recsys_utils.base import InputError, Recommender, Scale
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.collaborative import EASE, SVD, ItemKNN, Popularity
+from recsys_utils.models.content import ContentModel
+from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
+from recsys_utils.ranking.recommend import (
     COLUMNS,
     Ladder,
     Reasons,

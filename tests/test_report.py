@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_utils import front, report
-from recsys_utils.interfaces import InputError
-from recsys_utils.stage import METRIC_COLUMNS
+from recsys_study import front, report
+from recsys_study.stage_files import METRIC_COLUMNS
+from recsys_utils.base import InputError
 
 mpl.use("Agg")
 ORDER = ["01_first", "11_last"]

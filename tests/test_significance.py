@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from recsys_utils import metrics
-from recsys_utils.significance import (
+from recsys_utils.evaluation import metrics
+from recsys_utils.evaluation.significance import (
     Bootstrap,
     Estimate,
     holm,
@@ -54,7 +54,7 @@ def test_every_resample_draws_as_many_users_as_there_are():
 def test_blocks_that_are_not_kept_are_the_kept_ones(monkeypatch):
     values = RNG(0).random(40)
     kept = Bootstrap(40, 1).mean(values)
-    monkeypatch.setattr("recsys_utils.significance._KEEP", 0)
+    monkeypatch.setattr("recsys_utils.evaluation.significance._KEEP", 0)
     assert Bootstrap(40, 1).mean(values) == kept
 
 

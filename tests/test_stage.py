@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from recsys_utils.content import FIELDS
-from recsys_utils.interfaces import RATING, SCOPE
-from recsys_utils.stage import PANEL, Stage
+from recsys_study.stage_files import PANEL, Stage
+from recsys_utils.base import RATING, SCOPE
+from recsys_utils.models.content import FIELDS
 
 
 @pytest.mark.parametrize("what", ["time", "genres", "text"])

@@ -9,10 +9,10 @@ from sklearn.linear_model import Ridge
 from surprise import SVD, Dataset, Reader
 from surprise.model_selection import cross_validate
 
-from recsys_utils import catalogue, datasets
-from recsys_utils.interactions import Interactions, item_counts, sessions
-from recsys_utils.interfaces import InputError, Scale
-from recsys_utils.synthetic import SCALE_25M, SMOKE, Size, Synthetic, generate
+from recsys_utils.base import InputError, Scale
+from recsys_utils.data import catalogue, datasets
+from recsys_utils.data.interactions import Interactions, item_counts, sessions
+from recsys_utils.data.synthetic import SCALE_25M, SMOKE, Size, Synthetic, generate
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from urllib.parse import unquote
 import pytest
 from typer.testing import CliRunner
 
-from recsys_utils import cli, providers
-from recsys_utils.catalogue import Facts
-from recsys_utils.interfaces import InputError
+from recsys_study import cli
+from recsys_utils.base import InputError
+from recsys_utils.data import film_tables as providers
+from recsys_utils.data.catalogue import Facts
 
 SECRET = "eyJhbGciOi.JIUzI1-NiJ9_secret"
 TODAY = datetime.date(2026, 5, 1)

@@ -9,13 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from recsys_utils.interactions import Interactions, item_counts
-from recsys_utils.interfaces import Scale
-from recsys_utils.latent_traits import LatentTraits
-from recsys_utils.protocols import warm_split
-from recsys_utils.significance import Bootstrap
-from recsys_utils.synthetic import Size, generate
-from recsys_utils.traits_study import (
+from recsys_study.latent_factors import (
     LEVELS,
     Ranked,
     central_sets,
@@ -32,6 +26,12 @@ from recsys_utils.traits_study import (
     segment_coverage,
     warning_signs,
 )
+from recsys_utils.base import Scale
+from recsys_utils.data.interactions import Interactions, item_counts
+from recsys_utils.data.synthetic import Size, generate
+from recsys_utils.evaluation.protocols import warm_split
+from recsys_utils.evaluation.significance import Bootstrap
+from recsys_utils.models.variational_mf import LatentTraits
 
 OPTIONS = [LatentTraits(n_factors=k, sweeps=6, held_out=0.2) for k in (1, 3)]
 

@@ -1,0 +1,301 @@
+"""The ``recsys`` command. Each command imports what it needs when it runs, so a repeat of a finished run is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from recsys_utils.base import InputError, counted, project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from recsys_study.pipeline import Plan
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="A reproducible study of movie recommenders: run it, read it, use what it exports.",
+)  # fmt: skip
+
+
+BENCHMARKS = "grid, knn, neighbours, ingest, evaluate, latent_traits, pipeline; default: all"
+RIGHT = {
+    "rank", "score", "predicted", "imdb", "year", "votes", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: unusable input is one paragraph on stderr and exit status 2; Ctrl-C is status 130."""
+    try:
+        app()
+    except InputError as error:
+        print(textwrap.fill(" ".join(str(error).split()), 100, break_long_words=False), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; finished stages are kept, and the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+
+
+def plan_from(
+    params: Path, settings: list[str] | None = None, name: str | None = None, jobs: int | None = None
+) -> Plan:
+    """Read and check a parameter file and lay out the run it describes."""
+    from recsys_study import parameters as config
+    from recsys_study.pipeline import CHAIN, Plan
+
+    root = project_root()
+    parameters = config.load(params, settings, root=root)
+    if "tmdb" in parameters.dataset.catalogue:
+        from recsys_utils.data.film_tables import tmdb_token
+
+        tmdb_token()  # a run without one would fail after minutes of fetching
+    return Plan(
+        root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+        parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
+        settings=parameters.model_dump(by_alias=True),
+    )  # fmt: skip
+
+
+@app.command()
+def run(
+    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml", help="a file of params/")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a parameter, dotted key; repeatable"),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage and what it needs, no report")] = None,
+    force: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="rerun this stage though nothing changed; repeatable")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
+    name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="tcp://HOST:PORT of a Dask scheduler, or local:N; same numbers")
+    ] = "",
+) -> None:
+    """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
+    from recsys_study import pipeline
+
+    plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
+    status = pipeline.run(plan, only=only, force=force)
+    if status == 0 and only is None:
+        print(f"Report: {plan.shown(plan.report / 'index.html')}")
+    raise typer.Exit(status)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="ml-100k, -latest-small, -latest, -1m, -10m, -20m, -25m, -32m")
+    ],
+    archive: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="a local copy to take instead")] = None,
+) -> None:
+    """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against known hashes."""
+    from recsys_utils.data import datasets
+
+    print(datasets.fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
+
+
+@app.command()
+def recommend(
+    ratings: Annotated[
+        str, typer.Option(metavar="FILE|-", help="title,year,rating, an export of IMDb, Letterboxd ...; - = stdin")
+    ],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    model: Annotated[
+        Literal["hybrid", "neighbours"],
+        typer.Option(help="hybrid: the blend; neighbours: well-known films, by predicted rating"),
+    ] = "hybrid",
+    n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
+    format_: Annotated[Literal["table", "csv", "json"], typer.Option("--format")] = "table",
+    explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
+    scale: Annotated[str, typer.Option(metavar="LO-HI", help="scale of the file's ratings, such as 1-10")] = "",
+    scale_map: Annotated[
+        Literal["linear", "quantile"],
+        typer.Option(help="quantile: your highest ratings become those that the data set's highest share has"),
+    ] = "linear",
+    review: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="films not found are listed there; fill in and run again")
+    ] = None,
+) -> None:
+    """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
+    from recsys_utils.personal.layouts import parse_scale
+    from recsys_utils.personal.own_ratings import read
+    from recsys_utils.ranking.bundle import Bundle
+    from recsys_utils.ranking.recommend import ME, recommend_by_neighbours
+
+    folder = bundle or _newest_bundle()
+    opened = Bundle.open(folder)
+    items = opened.ladder.items
+    own = read(
+        ratings, items, opened.scale, source_scale=parse_scale(scale) if scale else None, review=review,
+        reference=opened.neighbours().values if scale_map == "quantile" else None,
+    )  # fmt: skip
+    if model == "neighbours":
+        films, said = recommend_by_neighbours(opened.neighbours(), items, opened.scale, own, n, explain=explain)
+        shown = {"rank": "Rank", "title": "Title", "predicted": "Predicted", "imdb_rating": "IMDb", "year": "Year",
+                 "genres": "Genres", "director": "Director"}  # fmt: skip
+    else:
+        films, said = opened.ladder.recommend(own.profile(items["item_id"].tolist()), [ME], n, explain=explain), ""
+        shown = {c: c for c in ("rank", "title", "score", "reason")}
+    shown |= {"contributions": "Contributions" if model == "neighbours" else "contributions"} if explain else {}
+    print(textwrap.fill(f"{own.report} {said} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
+    if format_ == "csv":
+        films.to_csv(sys.stdout, index=False, float_format="%.6f", lineterminator="\n")
+    elif format_ == "json":
+        print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
+    else:
+        _print_table(films[list(shown)].rename(columns=shown))
+
+
+@app.command()
+def elicit(
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.csv", help="the answers; a file of an earlier interview is continued")
+    ],
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="questions at most")] = 20,
+) -> None:
+    """Ask a new user about films, in the order that 08_elicitation chose; the answers are a ratings file."""
+    from recsys_utils.ranking.bundle import Bundle
+    from recsys_utils.ranking.elicitation import interview
+
+    opened = Bundle.open(bundle or _newest_bundle())
+    asked = opened.manifest["about"].get("questions", [])
+    questions = opened.ladder.items.set_index("item_id").loc[asked].reset_index()
+
+    def ask(question: str) -> str:
+        try:
+            return input(question)
+        except EOFError:
+            return "q"
+
+    known = interview(questions.head(n), opened.scale, out, ask)
+    told = f"{counted(known, 'rating')} in {out}. Now: recsys recommend --ratings {out}"
+    print("\n" + (told if known else "Nothing was rated."))
+
+
+def _newest_bundle() -> Path:
+    """Of the newest finished run; generated films only where no run has real ones."""
+
+    def newest_real_first(run: Path) -> tuple[bool, float]:
+        return json.loads(run.read_text(encoding="utf-8"))["data"].get("dataset") != "smoke", run.stat().st_mtime
+
+    finished = [run for run in (project_root() / "reports").glob("*/run.json") if (run.parent / "bundle").is_dir()]
+    if not finished:
+        raise InputError("There is no finished run to take a bundle from: run `make report`, or give --bundle DIR.")
+    return max(finished, key=newest_real_first).parent / "bundle"
+
+
+def _print_table(frame: pd.DataFrame) -> None:
+    """Print every column, scores with three decimals, nothing for what is not known; numbers stand to the right."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in frame:
+        right = str(column).lower() in RIGHT
+        table.add_column(str(column), justify="right" if right else "left")
+    for row in frame.itertuples(index=False):
+        cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+        table.add_row(*cells)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="a finished run, such as ml-100k, or published")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="another one")],
+    format_: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+) -> None:
+    """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
+    from recsys_study import decisions
+
+    reports = project_root() / "reports"
+    answers, numbers = decisions.compare(reports / run_a, reports / run_b)
+    if format_ == "json":
+        tables = {"decisions": answers, "metrics": numbers}
+        print(json.dumps({k: json.loads(t.to_json(orient="records", double_precision=6)) for k, t in tables.items()}))
+        return
+    _print_table(decisions.in_words(answers, run_a, run_b))
+    print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME ...]", help=BENCHMARKS)] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="all of it, and a figure beside")] = None,
+    full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
+) -> None:
+    """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
+
+    sys.path.insert(0, str(project_root()))
+    try:
+        from benchmarks import measure
+    except ModuleNotFoundError:
+        raise InputError(f"{project_root()} has no folder benchmarks/, which holds what is measured.") from None
+    measure.command(names or (), full=full, target=json_, show=_print_table)
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")],
+    beside: Annotated[
+        bool, typer.Option("--beside", help="a second data set's tables, beside the published run")
+    ] = False,
+) -> None:
+    """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
+    from recsys_study import report
+
+    reports = project_root() / "reports"
+    publish = report.publish_beside if beside else report.publish
+    size = publish(reports / run, reports / "published")
+    print(f"reports/published: {size / 1e6:.1f} MB of {run}")
+
+
+@app.command()
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="only compare; exit status 1 when they differ")] = False,
+) -> None:
+    """Render the numbers of README.md from reports/published/."""
+    from recsys_study import report
+
+    root = project_root()
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    fresh = report.with_headline(text, root / "reports" / "published")
+    if fresh == text:
+        return
+    if check:
+        print("README.md differs from reports/published; `recsys readme` renders it.", file=sys.stderr)
+        raise typer.Exit(1)
+    path.write_text(fresh, encoding="utf-8")
+
+
+@app.command()
+def reference(
+    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml")] = Path("params/smoke.yaml"),
+    jobs: Annotated[int | None, typer.Option(metavar="N")] = None,
+) -> None:
+    """Refresh tests/reference/: run the smoke chain, then execute every notebook on it and keep its outputs."""
+    from recsys_study import pipeline
+
+    plan = plan_from(params, jobs=jobs)
+    if pipeline.run(plan) != 0:
+        raise typer.Exit(1)
+    pipeline.reference(plan, plan.root / "tests" / "reference")
+
+
+if __name__ == "__main__":
+    main()

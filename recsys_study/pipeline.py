@@ -1,0 +1,640 @@
+"""Runs the chain of notebooks: order, skipping, resume, progress, one process per notebook.
+
+doit orders the stages and runs independent ones side by side. What a finished stage was made from (hashes of its
+notebook, of the modules that the notebook imports, of its parameters and of the outputs it read) is taken before it
+starts and stored with its outputs, so the record can't disagree with the files: not after a kill, nor after an edit.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recsys_study.dask_cluster import opened
+from recsys_study.run_notebook import Progress, start_job
+from recsys_utils.base import SCOPE, InputError
+
+CHAIN: dict[str, tuple[str, ...]] = {
+    "01_ingest": (),
+    "02_content_tfidf": ("01_ingest",),
+    "03_cf_grid_search": ("01_ingest",),
+    "04_neighbours": ("01_ingest",),
+    "05_latent_traits": ("01_ingest", "03_cf_grid_search", "04_neighbours"),
+    "06_alpha_curve": ("01_ingest", "02_content_tfidf", "03_cf_grid_search"),
+    "07_diversity": ("01_ingest", "06_alpha_curve"),
+    "08_elicitation": ("01_ingest", "06_alpha_curve"),
+    "09_freshness": ("01_ingest",),
+    "10_export": ("01_ingest", "04_neighbours", "06_alpha_curve", "07_diversity", "08_elicitation"),
+    "11_findings": (
+        "01_ingest", "02_content_tfidf", "03_cf_grid_search", "04_neighbours", "05_latent_traits", "06_alpha_curve",
+        "07_diversity", "08_elicitation", "09_freshness", "10_export",
+    ),
+}  # fmt: skip
+"""The stages in reading order, and the stages whose outputs each one reads."""
+
+SITE = "site"
+MANIFEST = "manifest.json"
+NOTEBOOK = "notebook.ipynb"
+TIMINGS = "timings.json"
+DATA = (".csv", ".css", ".yaml")  # read by the module beside them that names the file
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a run's results, and where they go.
+
+    Parameters
+    ----------
+    root : project folder; workspace, reports and input files count from it
+    name : the run's name: stages go to data/processed/<name>/, the report to reports/<name>/
+    parameters : per stage, the values its notebook receives besides workspace, output, seed and jobs
+    needs : the stages in reading order, each with the stages it reads
+    notebooks : folder of <stage>.ipynb
+    site : whether the report is assembled once every stage is finished
+    settings : the whole checked parameter file, for run.json
+    cluster : address of a Dask scheduler that takes the notebooks' tasks, or local:N; "" = this machine
+    """
+
+    root: Path
+    name: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    seed: int
+    jobs: int = 2
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CHAIN)
+    notebooks: Path = Path("notebooks")
+    site: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise InputError(f"A run's name is made of letters, digits, '.', '_' and '-'; got {self.name!r}.")
+        if self.jobs < 1:
+            raise InputError(f"--jobs must be at least 1; got {self.jobs}.")
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "data" / "processed" / self.name
+
+    @property
+    def report(self) -> Path:
+        return self.root / "reports" / self.name
+
+    def budget(self, stage: str) -> float | None:
+        """Seconds that a stage is meant to take at most on two cores; None: nothing is said."""
+        return dict(self.settings.get("budget_seconds", {})).get(stage)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage's outputs stand."""
+        return self.report if stage == SITE else self.workspace / stage
+
+    def notebook(self, stage: str) -> Path:
+        return self.root / self.notebooks / f"{stage}.ipynb"
+
+    def shown(self, path: Path) -> str:
+        """A path as it may stand in outputs: from the project root, not from this machine's."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def values(self, stage: str, output: Path | None) -> dict[str, Any]:
+        """What the notebook's parameters cell is overridden with."""
+        return {
+            "workspace": self.shown(self.workspace), "output": self.shown(output) if output else "", "seed": self.seed,
+            "jobs": self.jobs, **self.parameters[stage],
+        }  # fmt: skip
+
+
+# ---- parameters: the notebook's declarations against the schema's
+
+
+def code_cells(notebook: Path, tag: str | None = None) -> list[str]:
+    """Sources of a notebook's code cells, or of those with a tag. Plain JSON: nbformat takes a second to import."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except FileNotFoundError:
+        raise InputError(f"There is no notebook {notebook}; the chain needs it.") from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{notebook} is not a notebook: {error}.") from None
+    return [
+        "".join(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code" and (tag is None or tag in cell["metadata"].get("tags", []))
+    ]
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults of the cell tagged ``parameters``: one plain literal per line.
+
+    Raises
+    ------
+    InputError : not exactly one such cell, or a line that is no assignment of a literal to a name.
+    """
+    tagged = code_cells(notebook, "parameters")
+    if len(tagged) != 1:
+        raise InputError(f"{notebook} needs exactly one cell tagged 'parameters'; it has {len(tagged)}.")
+    found: dict[str, Any] = {}
+    for node in ast.parse(tagged[0]).body:
+        try:
+            if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+                raise ValueError
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+        except ValueError:
+            line = ast.get_source_segment(tagged[0], node)
+            raise InputError(
+                f"{notebook}: the parameters cell holds plain lines such as `k = 10`; found `{line}`."
+            ) from None
+    return found
+
+
+def check_parameters(plan: Plan, stage: str) -> None:
+    """Compare what a notebook declares with what it will be given; papermill itself only warns."""
+    declared = set(declared_parameters(plan.notebook(stage)))
+    given = set(plan.values(stage, None))
+    where = plan.shown(plan.notebook(stage))
+    if declared - given:
+        raise InputError(
+            f"{where} declares {_names(declared - given)}, which the run does not supply. Add it to the section "
+            f"{stage} of recsys_study/parameters.py and of the parameter files, or take it out of the parameters cell."
+        )
+    if given - declared:
+        raise InputError(
+            f"{where} does not declare {_names(given - declared)}, which the run supplies. Add a line for it to the "
+            f"notebook's parameters cell, or take it out of the section {stage} of recsys_study/parameters.py."
+        )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+# ---- what a stage is made from
+
+
+def imported_modules(sources: list[str], root: Path) -> list[Path]:
+    """The project's own files that some code imports, directly or through one another, and the data files they name.
+
+    Nothing is run.
+    """
+    pending, found = set().union(*(_imports(source, root) for source in sources)), set[Path]()
+    while pending:
+        module = pending.pop()
+        text = module.read_text(encoding="utf-8")
+        data = {file for file in module.parent.glob("*") if file.suffix in DATA and f'"{file.name}"' in text}
+        found |= {module, *data}
+        pending |= _imports(text, root) - found
+    return sorted(found)
+
+
+def _imports(source: str, root: Path) -> set[Path]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(_without_magics(source))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+    places = [root / name.replace(".", "/") for name in names]
+    files = {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")}
+    return {file for file in files if file.exists()}
+
+
+def _without_magics(source: str) -> str:
+    return "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+
+
+@cache
+def _imported(notebook: Path, root: Path) -> list[Path]:
+    return imported_modules(code_cells(notebook), root)
+
+
+def ingredients(plan: Plan, stage: str) -> dict[str, str]:
+    """What a stage's outputs depend on, by name, so that a change can be named to the reader.
+
+    The number of jobs is not among it: results do not depend on it.
+    """
+    made = {"Python": platform.python_version(), plan.shown(plan.notebook(stage)): _sha256(plan.notebook(stage))}
+    for module in _imported(plan.notebook(stage), plan.root):
+        made[plan.shown(module)] = _sha256(module)
+    lock = plan.root / "requirements.lock"
+    if lock.exists():
+        made[lock.name] = _sha256(lock)
+    for name, value in {"seed": plan.seed, **plan.parameters[stage]}.items():
+        made[f"parameter {name}"] = json.dumps(value, sort_keys=True)
+        for file in value if isinstance(value, list) else [value]:
+            if isinstance(file, str) and file and (plan.root / file).is_file():
+                made[f"file {file}"] = _sha256(plan.root / file)
+    if store := plan.parameters[stage].get("dataset_store"):
+        from recsys_utils.personal import ratings_store
+
+        made["ratings store"] = ratings_store.state(store, plan.root)
+    for upstream in plan.needs[stage]:
+        made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
+    return made
+
+
+def manifest(plan: Plan, stage: str) -> dict[str, dict[str, str]]:
+    """The record of a finished stage: {"made_from": {...}, "outputs": {file: sha256}}; empty when there is none."""
+    record: dict[str, dict[str, str]] = _read_json(plan.folder(stage) / MANIFEST)
+    return record
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    """Hash of every output that decides later stages; the notebook copy and timings differ from run to run."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): _sha256(path) for path in files if path.name not in (NOTEBOOK, TIMINGS)
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- the run
+
+
+class _Stopped(Exception):
+    """A stage's process failed; its message was shown."""
+
+
+class _Run:
+    """State of one run: what is to be done and why, which processes live, what went wrong."""
+
+    def __init__(self, plan: Plan, force: frozenset[str], progress: Progress, lock: int) -> None:
+        self.plan, self.force, self.progress, self.lock = plan, force, progress, lock
+        self.made_from: dict[str, dict[str, str]] = {}
+        self.children: set[subprocess.Popen[str]] = set()
+        self.input_error: str | None = None
+        self.failed = False
+
+    # asked by doit in the main thread, once the stages it needs are finished
+    def is_current(self, stage: str) -> bool:
+        wanted = self.made_from[stage] = self._site_ingredients() if stage == SITE else ingredients(self.plan, stage)
+        record = manifest(self.plan, stage)
+        had: dict[str, str] = record.get("made_from", {})
+        changed = sorted(name for name in wanted.keys() | had.keys() if wanted.get(name) != had.get(name))
+        missing = [name for name in record.get("outputs", {}) if not (self.plan.folder(stage) / name).exists()]
+        if not record:
+            reason = "not there yet"
+        elif changed:
+            reason = f"{changed[0]} changed" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+        elif missing:
+            reason = f"{missing[0]} is gone"
+        elif stage in self.force:
+            reason = "forced"
+        else:
+            self.progress.skip(stage)
+            return True
+        self.progress.wait(stage, reason)
+        return False
+
+    def _measured(self) -> list[Path]:
+        """What `recsys bench --json` wrote for this run, bench.json in its workspace; else what is published."""
+        places = (self.plan.workspace, self.plan.root / "reports" / "published")
+        return next(filter(None, (sorted(folder.glob("bench.*")) for folder in places)), [])
+
+    def _site_ingredients(self) -> dict[str, str]:
+        plan = self.plan
+        made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
+        made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
+        modules = imported_modules(["from recsys_study import report"], plan.root)
+        return made | {plan.shown(file): _sha256(file) for file in [*modules, *self._measured()]}
+
+    # run by doit in a thread of its own
+    def execute(self, stage: str) -> bool:
+        if self.failed or self.input_error:
+            return False
+        plan = self.plan
+        target = plan.folder(stage)
+        working = target.with_name(f".{target.name}.tmp")
+        working.mkdir(parents=True)
+        if stage == SITE:
+            for file in self._measured():
+                shutil.copyfile(file, working / file.name)
+            job = {"workspace": str(plan.workspace), "site": str(working), "order": list(plan.needs)}
+            _write_json(plan.workspace / "run.json", run_record(plan))
+        else:
+            job = notebook_job(plan, stage, plan.values(stage, working), working / NOTEBOOK)
+        started = time.perf_counter()
+        self.progress.start(stage)
+        try:
+            peak = self._process(stage, job)
+        except _Stopped:
+            shutil.rmtree(working)
+            return False
+        seconds = time.perf_counter() - started
+        _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
+        _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
+        _replace(working, target)
+        self.progress.finish(stage, self.plan.budget(stage))
+        return True
+
+    def _process(self, stage: str, job: dict[str, Any]) -> float:
+        """Run one job in a process of its own, follow its progress; returns its peak memory in MB."""
+        log = self.plan.workspace / "logs" / f"{stage}.log"
+        log.parent.mkdir(exist_ok=True)
+        complaint: dict[str, Any] = {}
+        with log.open("w", encoding="utf-8") as sink:
+            process = start_job(job, self.plan.root, sink, keep_open=(self.lock,))
+            self.children.add(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = json.loads(line)
+                if "cell" in message:
+                    self.progress.cell(stage, message["cell"], message["of"])
+                else:
+                    complaint = message
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.children.discard(process)
+        if process.returncode == 0:
+            return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+        if complaint.get("error") == "InputError":
+            self.input_error = complaint["message"]
+            log.unlink()
+            self.progress.fail(stage, "")
+            raise _Stopped
+        self.failed = True
+        partial = Path(job["to"]) if "to" in job else None
+        lines = [complaint.get("traceback") or f"The process ended with status {process.returncode}.", ""]
+        lines.append(f"{stage} failed" + (f" in cell {complaint['at']}" if "at" in complaint else "") + ".")
+        lines.append(f"Log: {self.plan.shown(log)}")
+        if partial and partial.exists():
+            kept = log.with_suffix(".ipynb")
+            shutil.copyfile(partial, kept)
+            lines.append(f"Notebook up to the failure: {self.plan.shown(kept)}")
+        self.progress.fail(stage, "\n".join(lines))
+        raise _Stopped
+
+    def stop(self) -> None:
+        """End the processes of this run: closing their standard input tells each to end its kernel and itself."""
+        for process in list(self.children):
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in list(self.children):
+            with contextlib.suppress(subprocess.TimeoutExpired, ChildProcessError):
+                process.wait(timeout=10)
+
+
+def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, plain: bool | None = None) -> int:
+    """Bring a run up to date: the whole chain and its report, or one stage and what it needs.
+
+    Finished stages whose ingredients are unchanged are kept. A stage works under a temporary name and replaces its
+    earlier outputs by renaming, so a killed or failed stage leaves them as they were and a new call resumes there.
+
+    Returns
+    -------
+    0, or 1 when a stage failed (its traceback was printed).
+
+    Raises
+    ------
+    InputError : an unknown stage, a parameter that a notebook does not declare or a run does not supply (found before
+        anything starts), a run of this name in progress, or unusable input met by a stage.
+    """
+    force = force or []
+    for stage in [*force, *([only] if only else [])]:
+        if stage not in plan.needs and not (stage == SITE and plan.site):
+            raise InputError(f"There is no stage {stage!r}; the chain is: {', '.join(plan.needs)}.")
+    stages = [*plan.needs, *([SITE] if plan.site else [])]
+    wanted = _wanted(plan, only, stages)
+    for stage in wanted:
+        if stage != SITE:
+            check_parameters(plan, stage)
+    with _locked(plan) as lock, opened(plan.cluster) as address, Progress(wanted, plain) as progress:
+        state = _Run(replace(plan, cluster=address), frozenset(force), progress, lock)
+        try:
+            status = _dispatch(state, stages, [only] if only else stages)
+        except BaseException:
+            state.stop()
+            raise
+    if state.input_error:
+        raise InputError(state.input_error)
+    return status
+
+
+def _wanted(plan: Plan, only: str | None, stages: list[str]) -> list[str]:
+    """The stages a call is about, in reading order."""
+    if only in (None, SITE):
+        return stages
+    wanted: set[str | None] = {only}
+    for stage in reversed(list(plan.needs)):  # what a stage needs stands before it
+        wanted |= set(plan.needs[stage]) if stage in wanted else set()
+    return [stage for stage in stages if stage in wanted]
+
+
+def _dispatch(state: _Run, stages: list[str], selected: list[str]) -> int:
+    """Hand the stages to doit, which runs those that are due, as soon as what they need is finished."""
+    from doit.control import TaskControl
+    from doit.dependency import Dependency, JsonDB
+    from doit.runner import MThreadRunner
+    from doit.task import Stream, Task
+
+    plan = state.plan
+    tasks = [
+        Task(
+            stage,
+            [(state.execute, [stage])],
+            task_dep=list(plan.needs) if stage == SITE else list(plan.needs[stage]),
+            uptodate=[(state.is_current, [stage])],
+            io={"capture": False},
+        )
+        for stage in stages
+    ]
+    control = TaskControl(tasks)
+    control.process(selected)
+    database = Dependency(JsonDB, str(plan.workspace / ".doit.json"))
+    runner = MThreadRunner(database, _Reporter(state), stream=Stream(2), num_process=plan.jobs)
+    return 0 if runner.run_all(control.task_dispatcher()) == 0 else 1
+
+
+class _Reporter:
+    """What doit tells while it runs. Stages report for themselves, so only errors outside a stage's process matter."""
+
+    def __init__(self, state: _Run) -> None:
+        self.state = state
+
+    def add_failure(self, task: Any, failure: Any) -> None:
+        state = self.state
+        if not (state.failed or state.input_error):
+            state.failed = True
+            state.progress.fail(task.name, "".join([failure.message, "\n", *failure.traceback]))
+
+    def runtime_error(self, message: str) -> None:
+        raise RuntimeError(message)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@contextlib.contextmanager
+def _locked(plan: Plan) -> Iterator[int]:
+    """Hold the run's name; the kernel drops the lock of a dead process, so a stale one can't exist.
+
+    The stages' processes inherit the lock: after a kill a new run starts only when the last of them is gone.
+    """
+    folder = plan.workspace
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.ExitStack() as leaving:
+        leaving.callback(os.close, lock)
+        for attempt in range(50):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = os.pread(lock, 20, 0).decode()
+                if attempt == 49 or _alive(holder):
+                    raise InputError(
+                        f"A run named {plan.name!r} is in progress (process {holder}). Wait for it, or give this one "
+                        "another name with --name."
+                    ) from None
+                time.sleep(0.2)
+        leaving.callback(_remove_if_empty, plan)  # runs before the lock is given back, and only by who had it
+        os.truncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        _clean_up(plan)
+        yield lock
+
+
+def _alive(pid: str) -> bool:
+    import psutil
+
+    return pid.isdigit() and bool(psutil.pid_exists(int(pid)))
+
+
+def _clean_up(plan: Plan) -> None:
+    """Remove what a killed run left; give back an output that was being replaced at that moment."""
+    for folder, names in ((plan.workspace, "*"), (plan.report.parent, plan.name)):
+        for leftover in folder.glob(f".{names}.tmp"):
+            shutil.rmtree(leftover)
+        for old in folder.glob(f".{names}.old"):
+            target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if target.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(target)
+
+
+def _remove_if_empty(plan: Plan) -> None:
+    """A run that never got to finish a stage leaves no trace."""
+    kept = {".lock", ".doit.json", "logs"}
+    logs = plan.workspace / "logs"
+    if {path.name for path in plan.workspace.iterdir()} <= kept and not (logs.is_dir() and any(logs.iterdir())):
+        shutil.rmtree(plan.workspace)
+        for folder in (plan.workspace.parent, plan.workspace.parent.parent, plan.report.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _replace(finished: Path, target: Path) -> None:
+    """Put a finished folder in the place of the earlier one (see :func:`_clean_up` for a kill between the renames)."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    finished.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- the record of a run
+
+
+_ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "noun", "limits")
+
+
+def run_record(plan: Plan) -> dict[str, Any]:
+    """run.json: parameters, commit, data hashes, versions; per stage seconds, budget, peak MB, ratings fitted, users
+    evaluated; no environment variable."""
+    first = next(iter(plan.needs))
+    meta = _read_json(plan.workspace / first / "meta.json")
+    return {
+        "run": plan.name,
+        "seed": plan.seed,
+        "parameters": dict(plan.settings),
+        "git": _git(plan.root),
+        "data": {key: meta[key] for key in _ABOUT_DATA if key in meta},
+        "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
+        "stages": {stage: _stage_record(plan, stage) for stage in plan.needs},
+    }
+
+
+def _stage_record(plan: Plan, stage: str) -> dict[str, Any]:
+    """What a stage took, what it was meant to take at most, and how much data it saw."""
+    took, seen = (_read_json(plan.workspace / stage / name) for name in (TIMINGS, SCOPE))
+    budget = {"budget_seconds": plan.budget(stage)} if took and plan.budget(stage) else {}
+    return {**took, **seen, **budget}
+
+
+def _git(root: Path) -> dict[str, Any]:
+    def ask(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": None}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that the project names itself."""
+    required = [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in metadata.requires("recsys-study") or []]
+    found = {}
+    for name in sorted(set(required)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def notebook_job(plan: Plan, stage: str, values: dict[str, Any], to: Path) -> dict[str, Any]:
+    return {"notebook": str(plan.notebook(stage)), "to": str(to), "values": values, "cluster": plan.cluster}
+
+
+def reference(plan: Plan, folder: Path) -> None:
+    """Execute every notebook on a finished run's workspace, writing nothing but the copies with their outputs.
+
+    Raises
+    ------
+    InputError : a notebook failed; the message holds its traceback.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(stage: str) -> None:
+        job = notebook_job(plan, stage, plan.values(stage, None), folder / f".{stage}.tmp")
+        process = start_job(job, plan.root, subprocess.DEVNULL)
+        assert process.stdout is not None
+        told = [json.loads(line) for line in process.stdout]
+        if process.wait() != 0:
+            Path(job["to"]).unlink(missing_ok=True)
+            raise InputError(f"{stage} failed: {told[-1].get('traceback') if told else 'see the log'}")
+        os.replace(job["to"], folder / f"{stage}.ipynb")
+
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        list(pool.map(one, plan.needs))

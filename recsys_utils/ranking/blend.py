@@ -1,0 +1,606 @@
+"""Content and collaborative scores in one: the weight curves, the blend, and its evaluation over a grid of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
+
+from recsys_utils.base import InputError, Recommender, Scores
+from recsys_utils.data.interactions import Interactions
+from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity, State
+from recsys_utils.models.content import ContentModel
+
+Floats = NDArray[np.float64]
+FLATTEST = 0.001  # slope from content to an unrated item's cf: content orders such items for everyone
+COLLABORATIVE: dict[str, Any] = {m.name: m for m in (Popularity, SVD, KNN, ItemKNN, EASE)}  # what needs no metadata
+
+
+@dataclass(frozen=True)
+class AlphaCurve:
+    """Weight of the collaborative score by profile size: straight between the given sizes, constant outside.
+
+    Parameters
+    ----------
+    name : as in ``alpha=<name>`` of metrics.csv
+    sizes : increasing numbers of ratings in the profile
+    alphas : weights in [0, 1], one per size
+
+    >>> CURVES["classic"]([0, 4, 5, 10, 19, 20, 500]).round(3).tolist()
+    [0.0, 0.0, 0.0, 0.1, 0.28, 0.7, 0.7]
+    >>> CURVES["step"]([4, 5, 19, 20]).tolist()
+    [0.0, 0.3, 0.3, 0.7]
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    alphas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) != len(self.alphas) or not self.sizes or any(np.diff(self.sizes) <= 0):
+            raise InputError(f"Curve {self.name!r} needs one alpha per size, sizes increasing; got {self}.")
+        if not all(0.0 <= a <= 1.0 for a in self.alphas):
+            raise InputError(f"Curve {self.name!r} needs alphas in [0, 1]; got {self.alphas}.")
+
+    def __call__(self, n: ArrayLike) -> NDArray[np.float64]:
+        """Alphas for profiles of ``n`` ratings, any shape."""
+        weights: NDArray[np.float64] = np.interp(np.asarray(n, dtype=float), self.sizes, self.alphas)
+        return weights
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "sizes": list(self.sizes), "alphas": list(self.alphas)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(value["name"], tuple(value["sizes"]), tuple(value["alphas"]))
+
+
+def linear(low: float, high: float, full: int) -> AlphaCurve:
+    """From ``low`` at n = 0 straight to ``high`` at n = ``full`` ratings."""
+    return AlphaCurve("linear", (0, full), (low, high))
+
+
+def sigmoid(low: float, high: float, middle: int, width: float) -> AlphaCurve:
+    """low + (high - low) / (1 + exp(-(n - middle) / width)), tabulated at every n up to where it is flat."""
+    n = np.arange(int(middle + 10 * width) + 1)
+    alphas = low + (high - low) / (1.0 + np.exp(-(n - middle) / width))
+    return AlphaCurve("sigmoid", tuple(n.tolist()), tuple(alphas.tolist()))
+
+
+# n is a whole number, so the classic jump at 20 ratings is a steep piece between 19 and 20.
+CURVES: dict[str, AlphaCurve] = {
+    "classic": AlphaCurve("classic", (5, 19, 20), (0.0, 0.3 * 14 / 15, 0.7)),
+    "ramp": AlphaCurve("ramp", (5, 20), (0.0, 0.7)),  # the classic ends without the jump between them
+    "step": AlphaCurve("step", (4, 5, 19, 20), (0.0, 0.3, 0.3, 0.7)),
+    "linear": linear(0.0, 0.7, 20),
+    "sigmoid": sigmoid(0.0, 0.7, 12, 3.0),
+}
+
+
+def tunable_curves() -> dict[str, list[AlphaCurve]]:
+    """The declared candidates of the curves that validation users tune."""
+    ends = [(low, high) for low, high in product((0.0, 0.3, 0.6, 0.9), (0.7, 0.85, 1.0)) if low < high]
+    return {
+        "linear": [linear(*end, full) for end, full in product(ends, (10, 20, 50))],
+        "sigmoid": [sigmoid(*end, middle, width) for end, middle, width in product(ends, (5, 10, 20), (1.5, 4.0))],
+    }
+
+
+def best_path(surface: Floats, cost: Floats) -> NDArray[np.int_]:
+    """The column to take in each row: the highest sum of ``surface`` less what changing columns costs.
+
+    Solved exactly by dynamic programming (Viterbi); ties go to the lower column. A cost of 0 takes every row's best,
+    an infinite cost of going down the best path that never falls (isotonic), a cost per distance a smooth one.
+
+    Parameters
+    ----------
+    surface : (S, A), a row a profile size in increasing order
+    cost : (A, A), of going from one column to another in the next row
+
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), np.zeros((2, 2))).tolist()
+    [0, 1, 0]
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), never_down(2)).tolist()
+    [0, 1, 1]
+    """
+    value, origins = surface[0], []
+    for row in surface[1:]:
+        reached = value[:, None] - cost
+        origins.append(reached.argmax(axis=0))
+        value = row + reached.max(axis=0)
+    path = [int(value.argmax())]
+    for origin in reversed(origins):
+        path.append(int(origin[path[-1]]))
+    return np.array(path[::-1])
+
+
+def never_down(size: int) -> Floats:
+    """(A, A) costs that forbid a lower column in the next row."""
+    return np.where(np.tri(size, k=-1, dtype=bool), np.inf, 0.0)
+
+
+def simplex(parts: int, step: float) -> Floats:
+    """(W, parts) all weights that are multiples of ``step`` and add up to 1, in lexical order.
+
+    >>> simplex(2, 0.5).tolist()
+    [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+    """
+    steps = round(1 / step)
+    return np.array([w for w in product(range(steps + 1), repeat=parts) if sum(w) == steps]) / steps
+
+
+def candidates(profiles: csr_matrix) -> NDArray[np.bool_]:
+    """(B, I) True where the profile has no rating: the films a list may hold."""
+    mask = np.ones(profiles.shape, dtype=bool)
+    mask[np.repeat(np.arange(profiles.shape[0]), np.diff(profiles.indptr)), profiles.indices] = False
+    return mask
+
+
+def normalise(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Min-max each row over its candidates: (s - min) / (max - min), .5 where all are equal.
+
+    Other films go through the same map and are cut off at 0 and 1.
+
+    Parameters
+    ----------
+    scores : (B, I) finite float32
+    candidates : (B, I) or (I,) bool
+
+    >>> normalise(np.array([[1, 3, 2], [4, 4, 9]], np.float32), np.array([True, True, False])).tolist()
+    [[0.0, 1.0, 0.5], [0.5, 0.5, 0.5]]
+    """
+    scaled: Scores = _min_max(scores, np.broadcast_to(candidates, scores.shape))
+    return scaled
+
+
+@njit(cache=True)
+def _min_max(scores, candidates):  # type: ignore[no-untyped-def]
+    scaled = np.empty(scores.shape, np.float32)
+    for u in range(len(scores)):
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for i in range(scores.shape[1]):
+            if candidates[u, i]:
+                low, high = min(low, scores[u, i]), max(high, scores[u, i])
+        if not high > low:
+            scaled[u] = 0.5
+        else:
+            for i in range(scores.shape[1]):
+                scaled[u, i] = (min(max(scores[u, i], low), high) - low) / (high - low)
+    return scaled
+
+
+def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Scores made comparable over the candidates of each row, by one of the rules of ``NORMALISATIONS``.
+
+    ``raw``: as they are; ``min-max``: :func:`normalise`; ``z-score``: (s - mean) / standard deviation, 0 where all are
+    equal; ``rank``: 1 for the first candidate, falling evenly to 0 at the last; ``reciprocal rank``: 1 / (60 + rank)
+    (Cormack, Clarke, Buettcher 2009, Reciprocal rank fusion). Ranks count from 1, ties to the lower index.
+
+    Parameters
+    ----------
+    scores : (B, I) finite float32
+    candidates : (B, I) bool
+
+    >>> scores, mask = np.array([[0, 4, 2]], np.float32), np.ones((1, 3), bool)
+    >>> normalise_by("rank", scores, mask).tolist(), normalise_by("z-score", scores, mask).round(2).astype(str).tolist()
+    ([[0.0, 1.0, 0.5]], [['-1.22', '1.22', '0.0']])
+    """
+    if rule == "raw":
+        return scores
+    if rule == "min-max":
+        return normalise(scores, candidates)
+    if rule == "z-score":
+        mean = scores.mean(axis=1, where=candidates, keepdims=True)
+        spread = scores.std(axis=1, where=candidates, keepdims=True)
+        return np.asarray((scores - mean) / np.where(spread > 0, spread, 1), np.float32)
+    fused: Scores = from_places(rule, places(scores, candidates), candidates)
+    return fused
+
+
+def ranked(scores: Scores, candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(B, I) items of each row from the highest score down, ties to the lower index; no candidates last.
+
+    A float32 and its index make one whole number, so that a plain sort of numbers is a stable one of scores, at half
+    the cost.
+
+    >>> ranked(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
+    [[1, 2, 0]]
+    """
+    bits = (np.where(candidates, -np.asarray(scores, np.float32), np.float32(np.inf)) + np.float32(0)).view(np.int32)
+    ascending = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).astype(np.int64)  # in the floats' order; + 0: no -0.0
+    order: NDArray[np.int64] = np.sort(ascending << 32 | np.arange(scores.shape[1]), axis=1) & (2**32 - 1)
+    return order
+
+
+def places(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """Place of every item of a row in :func:`ranked`, 0 for the first.
+
+    >>> places(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
+    [[2.0, 0.0, 1.0]]
+    """
+    place = np.empty(scores.shape, np.float32)
+    np.put_along_axis(place, ranked(scores, candidates), np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
+    return place
+
+
+def from_places(rule: str, place: Scores, candidates: NDArray[np.bool_]) -> Scores:
+    """What the rules ``rank`` and ``reciprocal rank`` of :func:`normalise_by` make of :func:`places`."""
+    if rule == "reciprocal rank":
+        fused: Scores = (1 / (RRF + 1 + place)).astype(np.float32)
+        return fused
+    last = np.maximum(candidates.sum(axis=1, keepdims=True) - 1, 1)
+    falling: Scores = (1 - place / last).astype(np.float32)
+    return falling
+
+
+RRF = 60  # of reciprocal rank fusion, as in its paper
+NORMALISATIONS = {  # content's rule, the collaborative score's rule
+    "classic": ("raw", "min-max"), "min-max": ("min-max", "min-max"), "z-score": ("z-score", "z-score"),
+    "rank": ("rank", "rank"), "reciprocal rank": ("reciprocal rank", "reciprocal rank"),
+}  # fmt: skip
+
+
+def weighted(parts: Sequence[Scores], weights: Floats) -> Scores:
+    """sum_p weights[:, p] parts[p], added in the order given, in float32.
+
+    Parameters
+    ----------
+    parts : P scores (B, I) float32
+    weights : (B, P), or (P,) for all rows alike
+    """
+    columns = np.atleast_2d(weights).astype(np.float32).T[:, :, None]
+    total: Scores = columns[0] * parts[0]
+    for weight, scores in zip(columns[1:], parts[1:], strict=True):
+        total += weight * scores
+    return total
+
+
+def scaled(model: Recommender, profiles: csr_matrix) -> Scores:
+    """(B, I) scores on [0, 1]: min-max over the candidates (:func:`normalise`); a :class:`Mixture` is there already."""
+    scores = model.scores(profiles)
+    return scores if isinstance(model, Mixture) else normalise(scores, candidates(profiles))
+
+
+class Mixture:
+    """Several collaborative models in one: score = sum_p w_p(n) s_p, each s_p min-max normalised over the candidates.
+
+    The weights add up to 1 at every number n of ratings in the profile, straight between the given sizes and constant
+    outside. A score therefore lies in [0, 1] and splits exactly into what each model adds (:meth:`portions`).
+
+    Parameters
+    ----------
+    parts : models by name, fitted by :meth:`fit` or before
+    sizes : S increasing profile sizes
+    weights : per part S weights
+
+    >>> import pandas as pd; from recsys_utils.base import Scale
+    >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
+    >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
+    >>> mixture = Mixture({"popularity": Popularity()}, [1], {"popularity": [1.0]}).fit(data)
+    >>> mixture.scores(csr_matrix((1, 2), dtype=np.float32)).tolist()
+    [[1.0, 0.0]]
+    """
+
+    name = "mixture"
+
+    def __init__(
+        self, parts: Mapping[str, Recommender], sizes: Sequence[int], weights: Mapping[str, Sequence[float]]
+    ) -> None:
+        self.parts, self.sizes = dict(parts), tuple(sizes)
+        self.weights = {part: tuple(weights[part]) for part in parts}
+        total = sum(np.array(w) for w in self.weights.values())
+        if any(np.diff(self.sizes) <= 0) or np.shape(total) != (len(self.sizes),) or not np.allclose(total, 1):
+            raise InputError(f"A mixture's weights must add up to 1 at each of its sizes; got {sizes} and {weights}.")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Not yet fitted, from ``parts`` (settings by model name), ``sizes`` and ``weights``."""
+        parts = {part: COLLABORATIVE[part](**settings) for part, settings in value["parts"].items()}
+        return cls(parts, value["sizes"], value["weights"])
+
+    def fit(self, train: Interactions) -> Self:
+        for part in self.parts.values():
+            part.fit(train)
+        return self
+
+    def weights_at(self, n: ArrayLike) -> Floats:
+        """(B, P) weights for profiles of n (B,) ratings."""
+        return np.column_stack([np.interp(np.atleast_1d(n), self.sizes, w) for w in self.weights.values()])
+
+    def portions(self, profiles: csr_matrix) -> dict[str, Scores]:
+        """What each part adds to the scores, (B, I) float32 each; their sum, in this order, is the score."""
+        weights = self.weights_at(np.diff(profiles.indptr)).astype(np.float32)
+        return {part: weights[:, [p]] * scaled(model, profiles) for p, (part, model) in enumerate(self.parts.items())}
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(B, I) ratings -> (B, I) float32 in [0, 1]."""
+        parts = [scaled(model, profiles) for model in self.parts.values()]
+        return weighted(parts, self.weights_at(np.diff(profiles.indptr)))
+
+    def state(self) -> State:
+        """Plain arrays, those of a part under ``<part>.<name>``, for :meth:`from_state`."""
+        state: State = {"parts": np.array(list(self.parts)), "sizes": np.array(self.sizes)}
+        for part, model in self.parts.items():
+            state[f"weight.{part}"] = np.array(self.weights[part])
+            state |= {f"{part}.{key}": array for key, array in COLLABORATIVE[part].state(model).items()}
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Self:
+        names = [str(part) for part in state["parts"]]
+        own = {
+            part: {key.removeprefix(f"{part}."): v for key, v in state.items() if key.startswith(f"{part}.")}
+            for part in names
+        }
+        parts = {part: COLLABORATIVE[part].from_state(arrays) for part, arrays in own.items()}
+        return cls(parts, state["sizes"].tolist(), {part: state[f"weight.{part}"].tolist() for part in names})
+
+
+class Components(NamedTuple):
+    """The parts of a blended score, all with one row a profile."""
+
+    content: Scores
+    cf: Scores  # normalised to [0, 1]
+    alpha: NDArray[np.float64]  # (B,)
+    fallback: NDArray[np.bool_]  # (B,) nothing liked: the list is popularity's
+
+
+class Blend:
+    """Content and one collaborative model, weighted by the number n of all ratings in the profile.
+
+    score = (1 - alpha(n)) content + alpha(n) cf; a profile with no liked film gets the popularity scores, normalised,
+    whatever the curve. (Burke 2002, Hybrid recommender systems: a weighted hybrid that switches.)
+
+    Collaborative models know nothing of an item that nobody has rated. Its cf is what a regression per user, from the
+    content score to the cf of the rated items, expects of it, around the mean of the items rated least if that is below
+    the mean of all, since an item without ratings is more like these. The slope is kept from falling below
+    :data:`FLATTEST` and from leaving [0, 1]: so whatever alpha is, such items come in content's order, on the scale of
+    the others, whose scores stay as they are.
+
+    Parameters
+    ----------
+    content, cf, popularity : recommenders, fitted by :meth:`fit` or before
+    curve : alpha by n
+    """
+
+    name = "blend"
+
+    def __init__(self, content: ContentModel, cf: Recommender, curve: AlphaCurve, popularity: Recommender) -> None:
+        self.content = content
+        self.cf = cf
+        self.curve = curve
+        self.popularity = popularity
+
+    def fit(self, train: Interactions) -> Self:
+        for part in (self.content, self.cf, self.popularity):
+            part.fit(train)
+        for learned in ("_counts", "new", "_rare"):
+            self.__dict__.pop(learned, None)
+        return self
+
+    @cached_property
+    def _counts(self) -> NDArray[np.float32]:
+        """(I,) training ratings of each item."""
+        counts: NDArray[np.float32] = self.popularity.scores(csr_matrix((1, self.content.vectors.shape[0])))[0]
+        return counts
+
+    @cached_property
+    def new(self) -> NDArray[np.bool_]:
+        """(I,) True for items without any training rating, as far as anything is known about any item."""
+        return np.asarray((self._counts <= 0) & self._counts.any() & bool(self.content.vectors.nnz))
+
+    @cached_property
+    def _rare(self) -> NDArray[np.bool_]:
+        """(I,) the tenth of the rated items with the fewest ratings."""
+        return ~self.new & (self._counts <= np.quantile(self._counts[~self.new], 0.1))
+
+    def components(self, profiles: csr_matrix) -> Components:
+        """What the scores are made of, for reasons and for the exported columns."""
+        content, cf = self.content.scores(profiles), scaled(self.cf, profiles)
+        if self.new.any():
+            cf[:, self.new] = expected(content, cf, ~self.new, self._rare)
+        nothing_liked = liked_counts(profiles, self.content.liked) == 0
+        return Components(content, cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
+
+    def scores(self, profiles: csr_matrix, parts: Components | None = None) -> Scores:
+        """(B, I) ratings -> (B, I) float32 in [0, 1]; ``parts``, where already computed, spares doing so again."""
+        content, cf, alpha, fallback = parts or self.components(profiles)
+        fused = weighted([content, cf], np.column_stack([1.0 - alpha, alpha]))
+        if fallback.any():
+            rows = profiles[fallback]
+            fused[fallback] = normalise(self.popularity.scores(rows), candidates(rows))
+        return fused
+
+
+def expected(content: Scores, cf: Scores, known: NDArray[np.bool_], rare: NDArray[np.bool_]) -> Scores:
+    """The cf (B, new) that each row's content scores lead one to expect of the items that are not ``known``.
+
+    ``min(mean cf, mean cf of rare) + slope (content - mean content)``, means over the known items, slope that of least
+    squares over them, but at least :data:`FLATTEST` and at most what keeps all within [0, 1].
+
+    Parameters
+    ----------
+    content, cf : (B, I) in [0, 1]
+    known, rare : (I,)
+
+    >>> content, cf = np.array([[0.0, 0.4, 0.1, 0.3]], np.float32), np.array([[0.2, 0.4, 0, 0]], np.float32)
+    >>> known = np.array([True, True, False, False])
+    >>> expected(content, cf, known, known).round(3).tolist()
+    [[0.25, 0.3499999940395355]]
+    """
+    line = _lines(content, cf, known, rare)
+    centre, level, slope = line[:, :1], line[:, 1:2], line[:, 2:]
+    off = content[:, ~known] - centre
+    above, below = (np.maximum(ends.max(axis=1, keepdims=True), 1e-9) for ends in (off, -off))
+    steepest = np.minimum((1 - level) / above, level / below)
+    found: Scores = (level + np.minimum(np.maximum(slope, FLATTEST), steepest) * off).clip(0, 1).astype(np.float32)
+    return found
+
+
+@njit(cache=True)
+def _lines(content, cf, known, rare):  # type: ignore[no-untyped-def]
+    """(B, 3) mean content, level and least-squares slope of :func:`expected`, in one pass."""
+    found = np.empty((len(content), 3))
+    n, n_rare = known.sum(), rare.sum()
+    for u in range(len(content)):
+        sum_x = sum_y = sum_xx = sum_xy = sum_rare = 0.0
+        for i in range(len(known)):
+            if known[i]:
+                x, y = np.float64(content[u, i]), np.float64(cf[u, i])
+                sum_x, sum_y, sum_xx, sum_xy = sum_x + x, sum_y + y, sum_xx + x * x, sum_xy + x * y
+                if rare[i]:
+                    sum_rare += y
+        spread = sum_xx - sum_x * sum_x / n
+        found[u, 0], found[u, 1] = sum_x / n, min(sum_y / n, sum_rare / n_rare)
+        found[u, 2] = (sum_xy - sum_x * sum_y / n) / spread if spread > 1e-12 else 0.0
+    return found
+
+
+def liked_counts(profiles: csr_matrix, liked: float) -> NDArray[np.int64]:
+    """(B,) number of ratings >= ``liked`` in each profile."""
+    before = np.concatenate([[0], np.cumsum(profiles.data >= liked)])
+    counts: NDArray[np.int64] = np.diff(before[profiles.indptr])
+    return counts
+
+
+def ndcg_surface(
+    parts: Sequence[Scores], profiles: csr_matrix, relevant: csr_matrix, weights: Floats, k: int = 10,
+    order: NDArray[np.int_] | None = None,
+) -> Floats:  # fmt: skip
+    """ndcg@k of every profile under every weighting of the parts, without building any weighted matrix.
+
+    Equal to :func:`weighted`, top k without the profile's films (ties to the film first in ``order``, by default the
+    lower index), ndcg; NaN where nothing is relevant. Where all weights are averages (none negative, sum 1) a film is
+    left out if its largest part lies below the k-th largest of all films' smallest parts, which no weight can mend.
+
+    Parameters
+    ----------
+    parts : P scores (B, I) float32, as they are to be weighted
+    profiles, relevant : (B, I)
+    weights : (W, P)
+
+    Returns
+    -------
+    (B, W) float64
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    averages = bool((weights >= 0).all() and np.allclose(weights.sum(axis=1), 1, atol=1e-6))
+    surface: Floats = _surface(
+        np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices, weights, averages,
+        1.0 / np.log2(np.arange(2, k + 2)), np.arange(profiles.shape[1]) if order is None else order,
+    )  # fmt: skip
+    return surface
+
+
+BLOCK = 64  # films that are compared with the list so far at once, as a processor does side by side
+
+
+@njit(cache=True)
+def _above(scores, bar):  # type: ignore[no-untyped-def]
+    number: int = 0
+    for i in range(len(scores)):
+        number += int(scores[i] > bar)
+    return number
+
+
+@njit(cache=True)
+def _enter(best, place, filled, value, i):  # type: ignore[no-untyped-def]
+    """Put a value in its place in a falling list of at most as many as ``best`` holds; returns how many it has now."""
+    j = filled if filled < len(best) else len(best) - 1
+    while j > 0 and best[j - 1] < value:
+        best[j] = best[j - 1]
+        place[j] = place[j - 1]
+        j -= 1
+    best[j] = value
+    place[j] = i
+    return min(filled + 1, len(best))
+
+
+@njit(cache=True)
+def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, averages, discounts, order):  # type: ignore[no-untyped-def]
+    n_parts, rows, n_items = parts.shape
+    k = len(discounts)
+    out = np.full((rows, len(weights)), np.nan)
+    mine = np.empty((n_parts, n_items), np.float32)
+    score = np.empty(n_items, np.float32)
+    hit = np.empty(n_items, np.bool_)
+    reach = np.empty(n_items, np.float32)
+    best = np.empty(k, np.float32)
+    place = np.empty(k, np.int64)
+    for u in range(rows):
+        n_relevant = relevant_ptr[u + 1] - relevant_ptr[u]
+        if n_relevant == 0:
+            continue
+        is_seen = np.zeros(n_items, np.bool_)
+        is_seen[seen[seen_ptr[u] : seen_ptr[u + 1]]] = True
+        is_relevant = np.zeros(n_items, np.bool_)
+        is_relevant[relevant[relevant_ptr[u] : relevant_ptr[u + 1]]] = True
+        m = 0  # candidates side by side, so that the loops over them read memory in order
+        filled = 0
+        bar = np.float32(-np.inf)
+        for i in order:
+            if not is_seen[i]:
+                least = most = parts[0, u, i]
+                mine[0, m] = least
+                for p in range(1, n_parts):
+                    mine[p, m] = parts[p, u, i]
+                    least, most = min(least, mine[p, m]), max(most, mine[p, m])
+                hit[m] = is_relevant[i]
+                reach[m] = most
+                m += 1
+                if averages and least > bar:
+                    filled = _enter(best, place, filled, least, m)
+                    if filled == k:
+                        bar = best[k - 1]
+        if averages and filled == k:  # k films stay above the bar under all weights: what never reaches it is left out
+            bar -= np.float32(1e-5) * max(np.float32(1), abs(bar))
+            kept = 0
+            for i in range(m):
+                if reach[i] >= bar:
+                    for p in range(n_parts):
+                        mine[p, kept] = mine[p, i]
+                    hit[kept] = hit[i]
+                    kept += 1
+            m = kept
+        ideal = discounts[: min(k, n_relevant)].sum()
+        filled = 0
+        for w in range(len(weights)):
+            bar = np.float32(-np.inf)
+            if filled == k:  # the list before this one bounds it: its films are as many, whatever they score now
+                bar = np.float32(np.inf)
+                for j in range(k):
+                    value = weights[w, 0] * mine[0, place[j]]
+                    for p in range(1, n_parts):
+                        value += weights[w, p] * mine[p, place[j]]
+                    bar = min(bar, value)
+                bar = np.nextafter(bar, np.float32(-np.inf))
+            weight = weights[w, 0]
+            for i in range(m):
+                score[i] = weight * mine[0, i]
+            for p in range(1, n_parts):
+                weight = weights[w, p]
+                for i in range(m):
+                    score[i] += weight * mine[p, i]
+            filled = 0
+            for start in range(0, m, BLOCK):
+                block = score[start : min(start + BLOCK, m)]
+                if _above(block, bar) == 0:
+                    continue
+                for i in range(len(block)):
+                    if block[i] <= bar:
+                        continue
+                    filled = _enter(best, place, filled, block[i], start + i)
+                    if filled == k:
+                        bar = best[k - 1]
+            gain = 0.0
+            for j in range(filled):
+                if hit[place[j]]:
+                    gain += discounts[j]
+            out[u, w] = gain / ideal
+    return out
