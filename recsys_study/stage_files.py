@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from recsys_study import dask_cluster as cluster
 from recsys_study import figures
 from recsys_study.decisions import primary_contrast
+from recsys_study.findings import Contrast, conclude
 from recsys_utils.base import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
 from recsys_utils.evaluation.significance import MARGIN, Estimate
@@ -172,6 +174,28 @@ class Stage:
              "evidence": rows}
         )  # fmt: skip
         figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
+
+    def conclude(self, id: str, contrasts: Sequence[Contrast] = (), **facts: Any) -> None:
+        """Record a finding and show its answer, in the words of answers/<id>.md.j2, with its contrasts as a table."""
+        finding = conclude(id, self.name, contrasts, facts, self.meta)
+        record = finding.to_json()
+        if any(f["id"] == id for f in self._findings):
+            raise ValueError(f"finding {id!r} is given twice")
+        columns = ("value", "ci_low", "ci_high", "n")
+        rows = [{"metric": f"{c.of}: {c.label}"} | {k: getattr(c, k) for k in columns} for c in contrasts]
+        # until 11_findings and the report read contrasts themselves: the columns they know
+        self._findings.append(record | {"evidence": rows})
+        self._primaries += [
+            {"question": id, "contrast": c.label, "mdd": 2.8 * (c.ci_high - c.ci_low) / 3.92}
+            | {k: getattr(c, k) for k in (*columns, "p", "margin", "verdict")}
+            for c in contrasts if c.primary
+        ]  # fmt: skip
+        figures.markdown(
+            "\n\n".join([f"**{finding.question}**", finding.answer, *(f"- {line}" for line in finding.caveats)])
+        )
+        if contrasts:
+            shown = ["label", "of", "value", "ci_low", "ci_high", "n", "margin", "verdict"]
+            display(pd.DataFrame(record["contrasts"])[shown])
 
     def primary(self, question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> None:
         """Record the contrast that was declared to answer a finding; 11_findings corrects all of them together.
