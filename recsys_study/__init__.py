@@ -1,7 +1,7 @@
 """The study: what each notebook asks, its figures and findings, the pipeline, the report and the command line.
 
-A notebook starts with ``from recsys_study import Stage`` and the module of its question. Names are imported when used, so
-that the command line starts at once.
+A notebook starts with ``from recsys_study import Stage`` and the module of its question. Names are imported when
+used, so that the command line starts at once.
 """
 
 from __future__ import annotations
