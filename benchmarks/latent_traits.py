@@ -15,7 +15,7 @@ from benchmarks.measure import Contender, Row, compare
 from recsys_utils.base import Scale, child_rng
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.models.collaborative import surprise_trainset
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
 NOISE = 0.8  # planted standard deviation
 FULL = (162_541, 59_047, 25_000_095)  # users, items, ratings of MovieLens 25M
@@ -65,11 +65,11 @@ def planted(ratings: int, seed: int = 0, traits: int = 8) -> Interactions:
 
 
 def by_traits(ratings: int) -> Generator[None, None, float]:
-    LatentTraits(n_factors=2, sweeps=1, held_out=0).fit(planted(2000))  # loads the compiled kernels
+    VariationalMF(n_factors=2, sweeps=1, held_out=0).fit(planted(2000))  # loads the compiled kernels
     data = planted(ratings)
     data.user_item  # noqa: B018 - the matrix is the input, not the fit
     yield
-    return float(np.sqrt(LatentTraits(n_factors=FACTORS, sweeps=SWEEPS, held_out=0).fit(data).noise))
+    return float(np.sqrt(VariationalMF(n_factors=FACTORS, sweeps=SWEEPS, held_out=0).fit(data).noise))
 
 
 def by_surprise(ratings: int) -> Generator[None, None, None]:
@@ -96,7 +96,7 @@ def run(*, full: bool = False, ratings: Sequence[int] | None = None) -> list[Row
         rows += compare(
             {"benchmark": "latent_traits", "task": f"a sweep, {FACTORS} factors", "size": size, "unit": "ratings"},
             [
-                Contender("LatentTraits.fit", by_traits, (size,), calls=SWEEPS, extra=found_noise),
+                Contender("VariationalMF.fit", by_traits, (size,), calls=SWEEPS, extra=found_noise),
                 *([peer] if size <= LARGEST_FOR_SURPRISE else []),
             ],
         )

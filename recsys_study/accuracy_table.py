@@ -24,9 +24,9 @@ from recsys_utils.evaluation.protocols import check_train, summarise_errors
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, metric_rows
 from recsys_utils.models import fast_grid
 from recsys_utils.models.collaborative import KNN, SVD, Floats
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
-Model = SVD | KNN | LatentTraits | BayesianFM
+Model = SVD | KNN | VariationalMF | BayesianFM
 
 BLEND, EARLIER_BLEND, MOMENT = "blend", "blend without moment", "FM ids+time+implicit+ordinal+moment"
 KNOWN = ("FM ids", "FM ids+time")  # left out of the blends: another rung knows all that these know
@@ -55,7 +55,7 @@ class Step:
 def rungs(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
     """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own."""
     kinds = ("time", "implicit", "ordinal", "moment") if has_time else ("implicit", "ordinal")
-    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": LatentTraits(seed=child_seed(seed, "V2"))}
+    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": VariationalMF(seed=child_seed(seed, "V2"))}
     for known in (kinds[:n] for n in range(len(kinds) + 1)):
         models["+".join(("FM ids", *known))] = BayesianFM(
             tuple(k for k in known if k in FEATURES), ordinal="ordinal" in known, seed=child_seed(seed, "fm", *known)
@@ -141,7 +141,7 @@ def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[
     start = time.perf_counter()
     if isinstance(model, BayesianFM):
         mean, deviation = model.predict(train, asked)
-    elif isinstance(model, LatentTraits):
+    elif isinstance(model, VariationalMF):
         mean, deviation = replace(model).fit(train).at(train.user_item, asked.user, asked.item)
     else:
         mean, deviation = fast_grid.predictions(train, asked, [model])[0], np.full(len(asked), np.nan)

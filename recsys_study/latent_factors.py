@@ -20,7 +20,7 @@ from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import Case
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.collaborative import Floats
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
 LEVELS = (0.5, 0.8, 0.95)
 SPREADS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1)  # deviations the ordinal probabilities choose among, relative
@@ -40,11 +40,11 @@ class OutOfFold:
 
     table: pd.DataFrame
     chances: Floats
-    models: list[LatentTraits]
+    models: list[VariationalMF]
     trials: pd.DataFrame
 
 
-def out_of_fold(data: Interactions, fold: NDArray[np.int8], options: Sequence[LatentTraits], jobs: int) -> OutOfFold:
+def out_of_fold(data: Interactions, fold: NDArray[np.int8], options: Sequence[VariationalMF], jobs: int) -> OutOfFold:
     """rating-cv5: in each training part the option with the best held-out likelihood is chosen and fitted.
 
     Ratings of a negative fold are in every training part and are not predicted.
@@ -61,8 +61,8 @@ def out_of_fold(data: Interactions, fold: NDArray[np.int8], options: Sequence[La
 
 
 def _one_fold(
-    data: Interactions, test: NDArray[np.bool_], options: Sequence[LatentTraits]
-) -> tuple[LatentTraits, Floats, pd.DataFrame]:
+    data: Interactions, test: NDArray[np.bool_], options: Sequence[VariationalMF]
+) -> tuple[VariationalMF, Floats, pd.DataFrame]:
     train, held = data.where(~test), data.where(test)
     model, trials = chosen(train, options)
     where = train.user_item, held.user, held.item
@@ -75,7 +75,7 @@ def _one_fold(
     return model, np.column_stack(columns), trials
 
 
-def chosen(train: Interactions, options: Sequence[LatentTraits]) -> tuple[LatentTraits, pd.DataFrame]:
+def chosen(train: Interactions, options: Sequence[VariationalMF]) -> tuple[VariationalMF, pd.DataFrame]:
     """The option and number of sweeps that predict held-out ratings best, fitted on all of ``train``; all trials.
 
     The trials are a row a sweep: n_factors, sweep, likelihood. A single option that holds nothing out needs none.
@@ -105,7 +105,7 @@ def coverage_rows(
         name: boot.ratio(np.bincount(data.user, mask, len(data.users)).astype(np.float64), count)
         for name, mask in inside.items()
     }
-    return metric_rows(estimates, protocol=protocol, model=LatentTraits.name, variant=variant, segment=segment)
+    return metric_rows(estimates, protocol=protocol, model=VariationalMF.name, variant=variant, segment=segment)
 
 
 def inside(
@@ -245,10 +245,10 @@ class Ranked:
     (Thompson sampling, each item by itself). Use an instance once: the draws go on from block to block.
     """
 
-    model: LatentTraits
+    model: VariationalMF
     z: float | None
     rng: np.random.Generator
-    name: str = LatentTraits.name
+    name: str = VariationalMF.name
 
     def fit(self, train: Interactions) -> Self:
         self.model.fit(train)
@@ -266,7 +266,7 @@ def popularity_shares(lists: metrics.Lists, counts: NDArray[np.int64], edges: Se
     return np.bincount(bucket, minlength=len(edges) + 1) / len(bucket)
 
 
-def warning_signs(model: LatentTraits, case: Case, obscure: int, shift: float = 0.0) -> dict[str, float]:
+def warning_signs(model: VariationalMF, case: Case, obscure: int, shift: float = 0.0) -> dict[str, float]:
     """The signs that a latent trait model has gone wrong, in lists of ten and in the predictions behind them.
 
     above scale, obscure, disliked: shares of the lists' places whose prediction lies above the scale, whose item has

@@ -22,10 +22,10 @@ from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import LeakError, make_splits
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.collaborative import KNN, SVD
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {"KNN": KNN(), "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02), "V2": LatentTraits(n_factors=2, sweeps=4)}
+MODELS = {"KNN": KNN(), "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02), "V2": VariationalMF(n_factors=2, sweeps=4)}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_heights_by_hand() -> None:
     """Two runs of the same two ratings: RMSE over both runs, intervals hold half of them, users counted once."""
     frame = pd.DataFrame({"user_id": ["a", "b", "b"], "item_id": ["x", "x", "y"], "rating": [1.0, 5.0, 3.0]})
     data = Interactions.from_frame(frame, scale=Scale(1, 5))
-    step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": LatentTraits()})
+    step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": VariationalMF()})
     table = pd.DataFrame({"step": [0, 0, 1, 1], "user": [0, 1, 0, 1], "rating": [1.0, 5.0, 1.0, 5.0]})
     table = table.assign(**{"V2": [0.0, 4.0, 3.0, 4.0], "V2, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
     rows, falls, by_step = heights(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")

@@ -16,7 +16,7 @@ from scipy.stats import norm, truncnorm
 from recsys_utils.base import InputError, RatingPredictor, Recommender, Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.models import variational_mf as latent_traits
-from recsys_utils.models.variational_mf import LatentTraits, memory_estimate
+from recsys_utils.models.variational_mf import VariationalMF, memory_estimate
 
 NOISE = 0.5
 SCALE = Scale(-20, 30)
@@ -51,10 +51,10 @@ def halves(data: Interactions) -> tuple[Interactions, Interactions]:
 
 
 @pytest.fixture(scope="module")
-def truth() -> tuple[Interactions, Interactions, np.ndarray, LatentTraits]:
+def truth() -> tuple[Interactions, Interactions, np.ndarray, VariationalMF]:
     data, traits = planted()
     train, test = halves(data)
-    return train, test, traits, LatentTraits(n_factors=8, sweeps=40, held_out=0, varied_noise=False).fit(train)
+    return train, test, traits, VariationalMF(n_factors=8, sweeps=40, held_out=0, varied_noise=False).fit(train)
 
 
 def test_the_start_is_found_in_double_precision(monkeypatch) -> None:
@@ -62,7 +62,7 @@ def test_the_start_is_found_in_double_precision(monkeypatch) -> None:
     seen = []
     start = latent_traits.randomized_svd
     monkeypatch.setattr(latent_traits, "randomized_svd", lambda m, *a, **k: seen.append(m.dtype) or start(m, *a, **k))
-    LatentTraits(n_factors=2, sweeps=1, held_out=0).fit(planted(30, 20)[0])
+    VariationalMF(n_factors=2, sweeps=1, held_out=0).fit(planted(30, 20)[0])
     assert seen == [np.float64]
 
 
@@ -119,13 +119,13 @@ class TestBound:
         seen = rng.random(shape) < 0.5
         seen[:2, :2] = True
         data = interactions(rng.integers(1, 6, shape), seen, Scale(1, 5))
-        elbo = LatentTraits(n_factors=4, sweeps=25, held_out=0, **options).fit(data).elbo
+        elbo = VariationalMF(n_factors=4, sweeps=25, held_out=0, **options).fit(data).elbo
         assert (np.diff(elbo) > -1e-5 * np.abs(elbo[1:]) - 1e-3).all()
 
     def test_equals_the_log_likelihood_bound_computed_by_hand(self) -> None:
         """Without traits worth mentioning the bound after the fit is E[log p] - KL, both written out here."""
         data, _ = planted(12, 9, 0.9)
-        model = LatentTraits(n_factors=1, sweeps=400, held_out=0, varied_noise=False, seed=2)
+        model = VariationalMF(n_factors=1, sweeps=400, held_out=0, varied_noise=False, seed=2)
         model.fit(data)
         users, items = model.fold_in(data.user_item), model._items
         mean, variance = model._at(users, items, data.user, data.item)
@@ -140,7 +140,7 @@ class TestBound:
 
     def test_the_number_of_sweeps_is_the_best_of_the_trial(self) -> None:
         data, _ = planted(60, 40)
-        model = LatentTraits(n_factors=4, sweeps=15, seed=1).fit(data)
+        model = VariationalMF(n_factors=4, sweeps=15, seed=1).fit(data)
         assert len(model.elbo) == int(np.argmax(model.path)) + 1
 
 
@@ -201,35 +201,35 @@ class TestProfiles:
     def test_doubling_the_scale_doubles_the_predictions(self) -> None:
         data, _ = planted(60, 40)
         twice = replace(data, rating=data.rating * 2, scale=Scale(-40, 60))
-        model = LatentTraits(n_factors=4, sweeps=8, held_out=0)
+        model = VariationalMF(n_factors=4, sweeps=8, held_out=0)
         one, two = (replace(model).fit(d) for d in (data, twice))
         assert two.scores(twice.user_item) == pytest.approx(2 * one.scores(data.user_item), rel=1e-3, abs=1e-3)
         assert two.deviation(twice.user_item) == pytest.approx(2 * one.deviation(data.user_item), rel=1e-3, abs=1e-3)
 
     def test_state_round_trip_and_repetition_give_the_same_bits(self, truth) -> None:
         again = replace(truth[3]).fit(truth[0])
-        revived = LatentTraits.from_state(truth[3].state())
+        revived = VariationalMF.from_state(truth[3].state())
         for model in (again, revived):
             assert (model.scores(truth[0].user_item[:5]) == truth[3].scores(truth[0].user_item[:5])).all()
             assert (model.deviation(truth[0].user_item[:5]) == truth[3].deviation(truth[0].user_item[:5])).all()
 
 
 @pytest.fixture(scope="module")
-def uneven() -> tuple[Interactions, Interactions, np.ndarray, np.ndarray, LatentTraits]:
+def uneven() -> tuple[Interactions, Interactions, np.ndarray, np.ndarray, VariationalMF]:
     """Train, test, the planted relative precisions of users and items, and a fit that looks for them."""
     rng = np.random.default_rng(11)
     values, _ = expected(rng, 300, 200)
     a, g = rng.gamma(4, 1 / 4, 300), rng.gamma(6, 1 / 6, 200)
     values += NOISE * rng.standard_normal(values.shape) / np.sqrt(a[:, None] * g)
     train, test = halves(interactions(values, rng.random(values.shape) < 0.4))
-    model = LatentTraits(n_factors=5, sweeps=40, held_out=0).fit(train)
+    model = VariationalMF(n_factors=5, sweeps=40, held_out=0).fit(train)
     return train, test, a, g, model
 
 
-def trained_users(model: LatentTraits, data: Interactions, monkeypatch: pytest.MonkeyPatch) -> Any:
+def trained_users(model: VariationalMF, data: Interactions, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The user side at the end of a fit whose traits are left as they are."""
     kept: list[Any] = []
-    monkeypatch.setattr(LatentTraits, "_turn", lambda self, rated, columns, sides: kept.append(sides[0]))
+    monkeypatch.setattr(VariationalMF, "_turn", lambda self, rated, columns, sides: kept.append(sides[0]))
     model.fit(data)
     return kept[0]
 
@@ -291,13 +291,13 @@ CUTS = np.array([1.2, 2.2, 3.4, 4.8])
 
 
 @pytest.fixture(scope="module")
-def categories() -> tuple[Interactions, Interactions, LatentTraits]:
+def categories() -> tuple[Interactions, Interactions, VariationalMF]:
     rng = np.random.default_rng(21)
     values, _ = expected(rng, 300, 200)
     latent = values + NOISE * rng.standard_normal(values.shape)
     data = interactions(1.0 + np.searchsorted(CUTS, latent), rng.random(values.shape) < 0.4, Scale(1, 5))
     train, test = halves(data)
-    return train, test, LatentTraits(5, sweeps=60, held_out=0, varied_noise=False, likelihood="ordinal").fit(train)
+    return train, test, VariationalMF(5, sweeps=60, held_out=0, varied_noise=False, likelihood="ordinal").fit(train)
 
 
 class TestOrdinal:
@@ -352,9 +352,9 @@ class TestOrdinal:
         """log P(level | means) - variances / 2 noise - KL, everything by scipy from the state at the end."""
         data, _ = planted(12, 9, 0.9)
         data = replace(data, rating=np.clip(np.round(data.rating), 1, 5), scale=Scale(1, 5))
-        model = LatentTraits(n_factors=1, sweeps=400, held_out=0, varied_noise=False, seed=2, likelihood="ordinal").fit(
-            data
-        )
+        model = VariationalMF(
+            n_factors=1, sweeps=400, held_out=0, varied_noise=False, seed=2, likelihood="ordinal"
+        ).fit(data)
         users, items = model.fold_in(data.user_item), model._items
         mean, variance = model._at(users, items, data.user, data.item)
         noise = float(model.noise)
@@ -375,7 +375,7 @@ class TestOrdinal:
         data, _ = planted(40, 30, 0.6)
         cuts = np.quantile(data.rating, np.arange(1, len(values)) / len(values))
         data = replace(data, rating=values[np.searchsorted(cuts, data.rating)].astype(np.float32), scale=Scale(0, 10))
-        model = LatentTraits(n_factors=2, sweeps=15, held_out=0, likelihood="ordinal").fit(data)
+        model = VariationalMF(n_factors=2, sweeps=15, held_out=0, likelihood="ordinal").fit(data)
         assert model.levels == pytest.approx(values)
         assert (np.diff(model.cuts) > 0).all()
         assert np.corrcoef(model.at(data.user_item, data.user, data.item)[0], data.rating)[0, 1] > 0.6
@@ -384,13 +384,13 @@ class TestOrdinal:
         data, _ = planted(40, 30, 0.6)
         data = replace(data, rating=np.clip(np.round(data.rating), 1, 5), scale=Scale(1, 5))
         twice = replace(data, rating=2 * data.rating, scale=Scale(2, 10))
-        model = LatentTraits(n_factors=2, sweeps=10, held_out=0, likelihood="ordinal")
+        model = VariationalMF(n_factors=2, sweeps=10, held_out=0, likelihood="ordinal")
         one, two = (replace(model).fit(d).probabilities(d.user_item, d.user, d.item) for d in (data, twice))
         assert two == pytest.approx(one, abs=1e-3)
 
     def test_what_is_no_category_is_refused(self, truth) -> None:
         with pytest.raises(InputError, match="at most 20 are fitted"):
-            LatentTraits(likelihood="ordinal").fit(truth[0])
+            VariationalMF(likelihood="ordinal").fit(truth[0])
         with pytest.raises(InputError, match="fitted as gaussian"):
             truth[3].probabilities(truth[0].user_item, truth[0].user, truth[0].item)
 
@@ -404,8 +404,8 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
 class TestEveryOption:
     def test_repetition_and_state_round_trip_give_the_same_bits(self, options: dict[str, Any], small) -> None:
-        one, two = (LatentTraits(n_factors=2, sweeps=6, held_out=0.1, **options).fit(small) for _ in range(2))
-        revived = LatentTraits.from_state(one.state())
+        one, two = (VariationalMF(n_factors=2, sweeps=6, held_out=0.1, **options).fit(small) for _ in range(2))
+        revived = VariationalMF.from_state(one.state())
         assert (one.path == two.path).all()
         for model in (two, revived):
             assert (model.scores(small.user_item) == one.scores(small.user_item)).all()
@@ -414,7 +414,7 @@ class TestEveryOption:
     def test_a_profile_folded_in_is_the_trained_row_at_convergence(
         self, options: dict[str, Any], small, monkeypatch
     ) -> None:
-        model = LatentTraits(n_factors=2, sweeps=300, held_out=0, **options)
+        model = VariationalMF(n_factors=2, sweeps=300, held_out=0, **options)
         users = trained_users(model, small, monkeypatch)
         folded = model.fold_in(small.user_item)
         tolerance = 0.02 if "batch_users" in options else 2e-3
@@ -474,7 +474,7 @@ def small() -> Interactions:
 
 class TestBatches:
     def test_one_batch_of_all_users_is_a_sweep(self, small) -> None:
-        full = LatentTraits(n_factors=3, sweeps=1, held_out=0).fit(small)
+        full = VariationalMF(n_factors=3, sweeps=1, held_out=0).fit(small)
         batch = replace(full, batch_users=len(small.users)).fit(small)
         assert batch.scores(small.user_item) == pytest.approx(full.scores(small.user_item), abs=1e-3)
         assert batch.elbo == pytest.approx(full.elbo, rel=1e-4)
@@ -495,12 +495,12 @@ class TestBatches:
 
     def test_items_without_ratings_stay_at_the_prior(self) -> None:
         data, _ = planted(30, 20)
-        model = LatentTraits(n_factors=2, held_out=0, batch_users=8).fit(data.where(data.item != 3))
+        model = VariationalMF(n_factors=2, held_out=0, batch_users=8).fit(data.where(data.item != 3))
         assert model.item_mean[3] == pytest.approx(np.zeros(3), abs=1e-9)
 
     def test_categories_are_refused(self, small) -> None:
         with pytest.raises(InputError, match="set batch_users to 0"):
-            LatentTraits(likelihood="ordinal", batch_users=10).fit(small)
+            VariationalMF(likelihood="ordinal", batch_users=10).fit(small)
 
 
 class TestEdges:
@@ -510,7 +510,7 @@ class TestEdges:
 
         monkeypatch.setattr(psutil, "virtual_memory", Little)
         with pytest.raises(InputError, match="fewer factors"):
-            LatentTraits().fit(planted(20, 20)[0])
+            VariationalMF().fit(planted(20, 20)[0])
 
     def test_the_estimate_counts_what_a_fit_keeps(self) -> None:
         # 10 ratings by user and by item, (4 + 4) bytes each; 5 rows of 3 means, 2 precisions (8) and 6 moments (4)
@@ -519,7 +519,7 @@ class TestEdges:
     def test_unrated_items_and_users_stay_at_the_prior(self) -> None:
         data, _ = planted(30, 20)
         data = data.where((data.item != 3) & (data.user != 5))
-        model = LatentTraits(n_factors=2, held_out=0).fit(data)
+        model = VariationalMF(n_factors=2, held_out=0).fit(data)
         assert model.item_mean[3] == pytest.approx(np.zeros(3), abs=1e-9)
         assert np.isfinite(model.scores(data.user_item)).all()
 
@@ -529,5 +529,5 @@ class TestEdges:
 
     def test_one_value_for_every_rating(self) -> None:
         data = interactions(np.full((6, 5), 3.0), np.ones((6, 5), bool), Scale(1, 5))
-        model = LatentTraits(held_out=0).fit(data)
+        model = VariationalMF(held_out=0).fit(data)
         assert model.ratings(data.user_item) == pytest.approx(np.full((6, 5), 3.0), abs=1e-3)

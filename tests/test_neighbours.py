@@ -16,7 +16,6 @@ from scipy.sparse import csr_matrix, vstack
 
 from recsys_utils.base import InputError, RatingPredictor, Scale
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.evaluation.protocols import LeakError
 from recsys_utils.models import neighbours
 from recsys_utils.models.neighbours import (
     Neighbours,
@@ -239,7 +238,7 @@ def test_leave_one_out_is_a_profile_without_the_rating() -> None:
 def test_canary_leave_one_out_refuses_a_profile_that_the_model_was_fitted_on() -> None:
     """Without the guard the user's own row would predict each hidden rating."""
     train = made_up(60, 30, 0.5, seed=2)
-    with pytest.raises(LeakError, match="1 training user"):
+    with pytest.raises(InputError, match="1 training user"):
         leave_one_out(Neighbours().fit(train), train.user_item[7])
 
 

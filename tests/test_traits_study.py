@@ -31,9 +31,9 @@ from recsys_utils.data.interactions import Interactions, item_counts
 from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import warm_split
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
-OPTIONS = [LatentTraits(n_factors=k, sweeps=6, held_out=0.2) for k in (1, 3)]
+OPTIONS = [VariationalMF(n_factors=k, sweeps=6, held_out=0.2) for k in (1, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ class TestOrdinal:
 
 class TestLists:
     def test_rules_order_by_the_spread(self, data) -> None:
-        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(data)
+        model = VariationalMF(n_factors=2, sweeps=5, held_out=0).fit(data)
         rng = np.random.default_rng(0)
         low, mid, high = (Ranked(model, z, rng).scores(data.user_item) for z in (-1.0, 0.0, 1.0))
         assert (mid == model.scores(data.user_item)).all()
@@ -189,7 +189,7 @@ class TestLists:
         assert (mid < high).all()
 
     def test_thompson_draws_are_seeded_and_spread_as_the_expectation(self, data) -> None:
-        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(data)
+        model = VariationalMF(n_factors=2, sweeps=5, held_out=0).fit(data)
         one, two = (Ranked(model, None, np.random.default_rng(4)).scores(data.user_item) for _ in range(2))
         assert (one == two).all()
         z = (one - model.scores(data.user_item)) / model.deviation(data.user_item, noise=False)
@@ -201,7 +201,7 @@ class TestLists:
 
     def test_signs_of_a_shifted_model(self, data) -> None:
         case = warm_split(data, np.arange(len(data)) % 5 == 0)
-        model = LatentTraits(n_factors=2, sweeps=5, held_out=0).fit(case.train)
+        model = VariationalMF(n_factors=2, sweeps=5, held_out=0).fit(case.train)
         calm, wild = warning_signs(model, case, 10), warning_signs(model, case, 10, shift=10)
         assert wild["above scale"] == 1 > calm["above scale"]
         assert wild["deviation"] == calm["deviation"] > calm["error of the expectation"]

@@ -22,7 +22,6 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.base import ITEM, RANK, RATING, USER, InputError, Scale, Scores, check_memory, counted
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.evaluation.protocols import LeakError
 from recsys_utils.models.collaborative import _checked, _RatingModel, _row_means
 
 Floats = NDArray[np.float64]
@@ -439,7 +438,7 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
 
     Raises
     ------
-    LeakError : a training user gave all of these ratings; that row would vote on what is hidden.
+    InputError : a training user gave all of these ratings; that row would vote on what is hidden.
     """
     n, place, bits = profile.nnz, profile.indices, int(model.grid[3])
     code = np.rint((profile.data - model.grid[0]) / model.grid[1]).astype(np.int64)
@@ -448,7 +447,7 @@ def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
     same = reduce(np.intersect1d, agree) if n >= model.min_overlap else np.zeros(0)
     if same.size:
         who = counted(same.size, "training user")
-        raise LeakError(f"{who} gave all {n} ratings of the profile: to be left out of the fit")
+        raise InputError(f"{who} gave all {n} ratings of the profile; leave such users out of the fit.")
     found = []
     for hidden in range(n):
         rest = np.arange(n) != hidden

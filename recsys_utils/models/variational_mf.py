@@ -96,7 +96,7 @@ def memory_estimate(users: int, items: int, ratings: int, n_factors: int) -> flo
 
 
 @dataclass
-class LatentTraits(_RatingModel):
+class VariationalMF(_RatingModel):
     r"""Variational matrix factorisation with learned priors: ``r ~ N(mu + theta_u . beta_m + b_u + b_m, noise_um)``.
 
     ``theta_uk ~ N(0, user_prior_k)``, ``beta_mk ~ N(0, item_prior_k)``, biases likewise. ``q = prod_u q(theta_u, b_u)
@@ -155,10 +155,10 @@ class LatentTraits(_RatingModel):
     >>> frame = pd.DataFrame([(f"u{u}", f"i{i}", 1 + (u + i) % 5) for u in range(9) for i in range(9) if u != i],
     ...                      columns=["user_id", "item_id", "rating"])
     >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
-    >>> model = LatentTraits(n_factors=2, held_out=0).fit(data)
+    >>> model = VariationalMF(n_factors=2, held_out=0).fit(data)
     >>> model.ratings(data.user_item).shape, bool((model.deviation(data.user_item) > 0).all())
     ((9, 9), True)
-    >>> model = LatentTraits(n_factors=2, held_out=0, likelihood="ordinal").fit(data)
+    >>> model = VariationalMF(n_factors=2, held_out=0, likelihood="ordinal").fit(data)
     >>> model.probabilities(data.user_item, data.user[:3], data.item[:3]).shape
     (3, 5)
     """
@@ -568,7 +568,7 @@ class _Memory:
 class _Batches:
     """Epochs over mini-batches of users, and what the items remember between batches."""
 
-    def __init__(self, model: LatentTraits, rated: csr_matrix) -> None:
+    def __init__(self, model: VariationalMF, rated: csr_matrix) -> None:
         self.model, self.rng, self.seen = model, child_rng(model.seed, "batches"), 0
         width = len(model.user_prior)
         counts = np.bincount(rated.indices, minlength=rated.shape[1]).astype(np.int64)

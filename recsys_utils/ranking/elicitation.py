@@ -36,7 +36,7 @@ from recsys_utils.data.interactions import Interactions, item_counts
 from recsys_utils.evaluation.metrics import error_sums, pattern
 from recsys_utils.evaluation.protocols import Case, align, profile_size_cases, rank_and_measure
 from recsys_utils.evaluation.significance import Bootstrap, Estimate
-from recsys_utils.models.variational_mf import LatentTraits
+from recsys_utils.models.variational_mf import VariationalMF
 
 Floats = NDArray[np.float64]
 Asked = NDArray[np.int32]
@@ -280,7 +280,7 @@ def _simulate_fold(
     counts: Sequence[int], n_factors: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     (case,) = profile_size_cases(data, splits, users, fold, order="random_0", sizes=[None])
-    traits = LatentTraits(n_factors=n_factors, seed=child_seed(seed, "traits", fold)).fit(case.train)
+    traits = VariationalMF(n_factors=n_factors, seed=child_seed(seed, "traits", fold)).fit(case.train)
     length = min(max(counts), data.shape[1])
     orders = question_orders(case.train, length, child_seed(seed, "orders", fold), traits.item_mean[:, :-1])
     adaptive = Adaptive.of(case.train, traits.item_mean[:, :-1], traits.user_prior, float(traits.noise), _ASKABLE)
