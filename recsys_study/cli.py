@@ -164,8 +164,8 @@ def elicit(
     n: Annotated[int, typer.Option("-n", min=1, help="questions at most")] = 20,
 ) -> None:
     """Ask a new user about films, in the order that 08_elicitation chose; the answers are a ratings file."""
+    from recsys_study.interview import interview
     from recsys_utils.ranking.bundle import Bundle
-    from recsys_utils.ranking.elicitation import interview
 
     opened = Bundle.open(bundle or _newest_bundle())
     asked = opened.manifest["about"].get("questions", [])

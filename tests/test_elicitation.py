@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from recsys_study.elicitation import answered, simulate
+from recsys_study.interview import interview
 from recsys_utils.base import InputError, Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import generate
@@ -17,7 +19,7 @@ from recsys_utils.evaluation.protocols import Case, LeakError, make_splits, prof
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.collaborative import EASE, SVD
 from recsys_utils.personal import own_ratings
-from recsys_utils.ranking.elicitation import Adaptive, answered, interview, question_orders, simulate
+from recsys_utils.ranking.elicitation import Adaptive, question_orders
 
 
 def ratings(rows: list[tuple[str, str, float]]) -> Interactions:
@@ -27,16 +29,8 @@ def ratings(rows: list[tuple[str, str, float]]) -> Interactions:
 @pytest.fixture(scope="module")
 def toy() -> Interactions:
     """4 users; a: everybody, divided; b: 3 users, agreed; c: 2 users, divided; d: nobody but one."""
-    rows = [
-        ("u1", "a", 1),
-        ("u2", "a", 5),
-        ("u3", "a", 1),
-        ("u4", "a", 5),
-        ("u1", "b", 4),
-        ("u2", "b", 4),
-        ("u3", "b", 4),
-    ]
-    return ratings([*rows, ("u1", "c", 1), ("u2", "c", 5), ("u1", "d", 5)])
+    values = {"a": (1, 5, 1, 5), "b": (4, 4, 4), "c": (1, 5), "d": (5,)}
+    return ratings([(f"u{u}", item, value) for item, given in values.items() for u, value in enumerate(given, 1)])
 
 
 def test_orders_by_hand(toy: Interactions) -> None:
@@ -56,8 +50,8 @@ def test_orders_by_hand(toy: Interactions) -> None:
 def test_groups_take_turns() -> None:
     """Two films of each of two groups: the most popular of each first, then the second of each."""
     rows = [(f"u{u}", f"i{i}", 3.0) for i in range(16) for u in range(20 - i)]  # i0 is the most popular
-    traits = np.array([[100.0 * (i // 2), 0.1 * i] for i in range(16)])  # eight clear pairs
-    orders = question_orders(ratings(rows), 16, seed=0, traits=traits)
+    factors = np.array([[100.0 * (i // 2), 0.1 * i] for i in range(16)])  # eight clear pairs
+    orders = question_orders(ratings(rows), 16, seed=0, factors=factors)
     assert orders["groups"].tolist() == [*range(0, 16, 2), *range(1, 16, 2)]
 
 
@@ -233,6 +227,6 @@ def test_the_answers_are_a_ratings_file(tmp_path: Path) -> None:
 def test_an_interview_does_not_write_over_something_else(tmp_path: Path) -> None:
     out = tmp_path / "letters.csv"
     out.write_text("dear,diary\n1,2\n")
-    with pytest.raises(InputError, match="holds dear, diary"):
+    with pytest.raises(InputError, match="earlier interview"):
         interview(pd.DataFrame({"item_id": [], "title": [], "year": []}), Scale(1, 5), out, lambda _: "q")
     assert out.read_text() == "dear,diary\n1,2\n"
