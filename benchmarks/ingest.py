@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.generated import ML_25M, generate
 from benchmarks.measure import Contender, Row, compare
-from recsys_utils.data.datasets import fetch
+from recsys_utils.data.fetch import fetch
 
 
 def write(archive: Path, ratings: int) -> None:

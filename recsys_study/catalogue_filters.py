@@ -2,8 +2,7 @@
 
 A filter is a mask over the catalogue, by name. A filtered data set tempts to test on itself: what it dropped is then
 neither missed nor mispredicted. So every filter is judged three times: on all test ratings; on those of the kept films
-(the flattering number); and, on these same ones, against a model trained on everything. And whether what is known of
-films is of the right ones (:func:`alike`).
+(the flattering number); and, on these same ones, against a model trained on everything.
 """
 
 from __future__ import annotations
@@ -18,24 +17,21 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.preprocessing import normalize
 
 from recsys_utils.base import ITEM
-from recsys_utils.data.catalogue import LISTS
 from recsys_utils.data.interactions import Interactions, item_counts
-from recsys_utils.evaluation.metrics import error_sums, genre_matrix
+from recsys_utils.evaluation.metrics import error_sums
 from recsys_utils.evaluation.protocols import (
     Case,
     Mask,
     align,
-    cold_item_case,
     rank_and_measure,
     summarise_errors,
     warm_split,
 )
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.collaborative import EASE, SVD, predict_by_surprise
-from recsys_utils.models.content import FIELDS, ContentModel
+from recsys_utils.models.content import FIELDS
 
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # filter trained on, filter tested on
@@ -43,7 +39,6 @@ Key = tuple[str, str]  # filter trained on, filter tested on
 NDCG = "ndcg@10"
 NONE, ALL = "none", "all"
 WARN_LOSS = 0.4  # share of the ratings; what loses more is another data set
-ALIKE_DRAWS = 199  # random deals of facts that the films' own are compared with
 MOST_RATINGS = 2_000_000  # beyond that fitting a model for every filter takes hours
 REPORTED = pd.DataFrame(
     {"filter": ["classic run, as reported elsewhere"], "items": [250], "ratings": [1389], "share_of_ratings": [0.01389]}
@@ -188,69 +183,3 @@ def _only(matrix: csr_matrix, mask: Mask) -> csr_matrix:
     keep = mask[matrix.indices]
     before = np.concatenate([[0], np.cumsum(keep)])
     return csr_matrix((matrix.data[keep], matrix.indices[keep], before[matrix.indptr]), shape=matrix.shape)
-
-
-def cold_content(
-    data: Interactions, item_folds: pd.DataFrame, items: pd.DataFrame, later: pd.DataFrame, *, rng: np.random.Generator
-) -> dict[str, Floats]:
-    """(U,) ndcg@10 on cold items: of content (a later edition's genres) by how films were joined, of two plain orders.
-
-    Parameters
-    ----------
-    items, later : item_id, movie_id; item_id (the movieId), genres
-    """
-    genres = dict(zip(later[ITEM], later["genres"], strict=True))
-    models = {
-        name: ContentModel(items.assign(genres=[genres.get(i, []) for i in items[by].fillna("")]), ["genres"])
-        for name, by in {"matched": "movie_id", "joined-by-id": ITEM}.items()
-    }
-    cases = [cold_item_case(data, item_folds, fold) for fold in sorted(item_folds["fold"].unique())]
-    tables = {name: [rank_and_measure(model.fit(c.train), c) for c in cases] for name, model in models.items()}
-    tables["random"] = [rank_and_measure(rng.random(c.profiles.shape, np.float32), c) for c in cases]
-    tables["catalogue-order"] = [rank_and_measure(np.zeros(c.profiles.shape, np.float32), c) for c in cases]
-    return {name: align(pd.concat(parts), data.users)[NDCG].to_numpy() for name, parts in tables.items()}
-
-
-# ---- whose facts are these?
-
-
-def alike(items: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Are the facts those of the right films? Films that share a director should be more alike in genre than others.
-
-    Facts joined by the wrong id give every film some director, and nothing complains; but then what films share has
-    nothing to do with their genres. For each field of names: ``pairs`` of films that share one, the mean cosine of
-    their genre vectors, the same with the facts dealt anew among the films that have any (mean of 199 deals), and p,
-    the share of deals that reach the films' own value (one added to both, so never 0).
-
-    Parameters
-    ----------
-    items : genres and at least one of keywords, directors, actors, writers, lists of names; a field that no two films
-        with a genre share gives no row
-
-    >>> films = pd.DataFrame({"genres": [["War"], ["War"], ["Love"], ["Love"]] * 5})
-    >>> films["directors"] = [["a"], ["a"], ["b"], ["b"]] * 5
-    >>> alike(films, np.random.default_rng(0))[["field", "pairs", "cosine", "p"]].to_numpy().tolist()
-    [['directors', 90, 1.0, 0.005]]
-    """
-    rows = []
-    for field in [column for column in LISTS[1:] if column in items]:
-        known = items[(items[field].map(len) > 0) & (items["genres"].map(len) > 0)]
-        kinds, members = (genre_matrix(known[column].tolist())[0] for column in ("genres", field))
-        if (members.getnnz(axis=0) < 2).all():
-            continue
-        vectors, members = normalize(kinds), members.T.tocsr()
-        own, pairs = _mean_cosine(members, vectors)
-        dealt = np.array([_mean_cosine(members, vectors[rng.permutation(len(known))])[0] for _ in range(ALIKE_DRAWS)])
-        p = (1 + np.count_nonzero(dealt >= own)) / (1 + ALIKE_DRAWS)
-        rows.append((field, len(known), pairs, own, dealt.mean(), p))
-    return pd.DataFrame(rows, columns=["field", "films", "pairs", "cosine", "cosine_by_chance", "p"])
-
-
-def _mean_cosine(members: csr_matrix, vectors: csr_matrix) -> tuple[float, int]:
-    """Mean cosine of unit vectors (films, D) over the pairs of each group of films (groups, films), and their number.
-
-    The sum over the pairs of a group is (|sum v|^2 - n) / 2, so no pair is formed.
-    """
-    size = members.getnnz(axis=1)
-    pairs = int((size * (size - 1)).sum()) // 2
-    return float(((members @ vectors).power(2).sum() - size.sum()) / 2 / pairs), pairs

@@ -98,9 +98,9 @@ def fetch(
     archive: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="a local copy to take instead")] = None,
 ) -> None:
     """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against known hashes."""
-    from recsys_utils.data import datasets
+    from recsys_utils.data.fetch import fetch_command
 
-    print(datasets.fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
+    print(fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
 
 
 @app.command()

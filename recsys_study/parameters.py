@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from recsys_utils.base import MOST_RATED, InputError
-from recsys_utils.data.ingest import BUILT_IN
+from recsys_utils.data.catalogue import BUILT_IN
 
 Cap = Annotated[int, Field(ge=10, le=MOST_RATED)]
 _PASSWORD = re.compile(r"://[^:/@\s]*:\S*@|password=", re.IGNORECASE)  # of a database URL
@@ -63,7 +63,6 @@ class Dataset(_Section):
     scale: str = ""
     liked: float | None = None
     zeros: Literal["auto", "rating", "none"] = "auto"
-    noun: str = ""
 
     @field_validator("store")
     @classmethod

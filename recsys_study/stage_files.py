@@ -14,7 +14,7 @@ from IPython.display import display
 from recsys_study import dask_cluster as cluster
 from recsys_study import figures
 from recsys_study.decisions import primary_contrast
-from recsys_study.findings import Contrast, conclude
+from recsys_study.findings import Contrast, Finding, conclude
 from recsys_utils.base import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
 from recsys_utils.evaluation.significance import MARGIN, Estimate
@@ -42,6 +42,7 @@ class Stage:
         self.workspace = project_root() / workspace
         self.output = project_root() / output if output else None
         self.root_seed = seed
+        self._meta: dict[str, Any] | None = None  # as 01_ingest itself saves it
         self._metrics: list[pd.DataFrame] = []
         self._findings: list[dict[str, Any]] = []
         self._primaries: list[dict[str, Any]] = []
@@ -88,8 +89,7 @@ class Stage:
     @property
     def meta(self) -> dict[str, Any]:
         """What 01_ingest recorded about the data set (name, scale, licence, hashes, what it lacks)."""
-        meta: dict[str, Any] = self.read_json("01_ingest", "meta.json")
-        return meta
+        return self._meta or dict(self.read_json("01_ingest", "meta.json"))
 
     @property
     def noun(self) -> str:
@@ -122,6 +122,8 @@ class Stage:
 
     def save(self, name: str, value: pd.DataFrame | dict[str, Any] | list[Any]) -> None:
         """Write a table (.parquet) or a JSON document (.json) for later stages."""
+        if name == "meta.json" and isinstance(value, dict):
+            self._meta = value
         path = self.file(name)
         if path is None:
             return
@@ -140,7 +142,10 @@ class Stage:
         return frame
 
     def figure(self, figure: Any, name: str, caption: str) -> None:
-        """Show a figure under its caption, and save figures/<name>.png and .svg."""
+        """Show a figure under its caption, and save figures/<name>.png and .svg; None: there is nothing to draw."""
+        if figure is None:
+            figures.aside(f"No figure: {caption}")
+            return
         figures.show(figure, caption, None if self.output is None else self.output / "figures" / name)
 
     def metrics(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +180,7 @@ class Stage:
         )  # fmt: skip
         figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
 
-    def conclude(self, id: str, contrasts: Sequence[Contrast] = (), **facts: Any) -> None:
+    def conclude(self, id: str, contrasts: Sequence[Contrast] = (), **facts: Any) -> Finding:
         """Record a finding and show its answer, in the words of answers/<id>.md.j2, with its contrasts as a table."""
         finding = conclude(id, self.name, contrasts, facts, self.meta)
         record = finding.to_json()
@@ -196,6 +201,7 @@ class Stage:
         if contrasts:
             shown = ["label", "of", "value", "ci_low", "ci_high", "n", "margin", "verdict"]
             display(pd.DataFrame(record["contrasts"])[shown])
+        return finding
 
     def primary(self, question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> None:
         """Record the contrast that was declared to answer a finding; 11_findings corrects all of them together.

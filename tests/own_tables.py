@@ -46,7 +46,7 @@ def points(folder: Path, size: Size = SMALL) -> dict[str, str]:
     )
     films["Genres"] = data.items["genres"].map("|".join)
     films.iloc[:-3].to_csv(folder / "films.csv", sep=";", index=False, encoding="latin-1")
-    return {"ratings": str(folder / "points.parquet"), "items": str(folder / "films.csv"), "noun": "film"}
+    return {"ratings": str(folder / "points.parquet"), "items": str(folder / "films.csv")}
 
 
 def few(folder: Path) -> dict[str, str]:
@@ -74,4 +74,4 @@ def tracks(folder: Path, size: Size = SMALL) -> dict[str, str]:
     songs["genre"] = data.items["genres"].map(", ".join)
     songs["tags"] = data.items["keywords"].map(", ".join)
     songs.to_csv(folder / "tracks.csv", index=False)
-    return {"ratings": str(folder / "plays.csv.gz"), "items": str(folder / "tracks.csv"), "noun": "track"}
+    return {"ratings": str(folder / "plays.csv.gz"), "items": str(folder / "tracks.csv")}

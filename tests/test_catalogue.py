@@ -70,7 +70,7 @@ def test_what_the_films_bring_is_kept() -> None:
 
 def test_an_id_stands_for_one_film() -> None:
     twice = pd.concat([films(), films().head(1)])
-    with pytest.raises(InputError, match="'10' stands for two films"):
+    with pytest.raises(InputError, match="'10' occurs twice"):
         merge(twice)
 
 

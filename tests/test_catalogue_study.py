@@ -13,8 +13,6 @@ from recsys_study.catalogue_filters import (
     NONE,
     REPORTED,
     FilterStudy,
-    alike,
-    cold_content,
     filters,
     kept,
     largest,
@@ -185,44 +183,3 @@ class TestStudy:
         for key, values in found.ndcg.items():
             np.testing.assert_array_equal(values, again.ndcg[key])
             np.testing.assert_array_equal(found.errors[key]["squared"], again.errors[key]["squared"])
-
-
-def test_the_right_genres_rank_cold_films_and_anothers_do_not() -> None:
-    """Camps like the even or the odd films. By movieId a film's genre is its camp; by number all borrow one."""
-    rows = [(f"u{u}", str(i), 5.0 if i % 2 == u % 2 else 1.0) for u in range(4) for i in range(24)]
-    data = interactions(rows, [str(i) for i in range(24)])
-    films = catalogue(24, movie_id=[str(100 + i) for i in range(24)])
-    genres = [["Even", "Odd"][i % 2 : i % 2 + 1] for i in range(24)] + [["Even"]] * 12
-    later = pd.DataFrame({"item_id": [*films["movie_id"], *films["item_id"][:12]], "genres": genres})
-    folds = pd.DataFrame({"item_id": films["item_id"], "fold": np.repeat([0, 1], 12)})
-    values = cold_content(data, folds, films, later, rng=np.random.default_rng(1))
-    mean = {name: np.nanmean(v) for name, v in values.items()}
-    assert list(mean) == ["matched", "joined-by-id", "random", "catalogue-order"]
-    # of 12 cold films a user likes the 6 of the own camp, and they come first: a perfect list
-    assert mean["matched"] == pytest.approx(1.0)
-    # by number films 0-11 are all Even and 12-23 nothing: equal scores in every fold, so the catalogue's order
-    np.testing.assert_array_equal(values["joined-by-id"], values["catalogue-order"])
-
-
-def kin(shift: int) -> pd.DataFrame:
-    """Forty films of two kinds; each director makes one kind, if facts are of the right films (shift 0)."""
-    rng = np.random.default_rng(4)
-    kind = rng.integers(2, size=40)
-    crew = [[f"d{k}{n % 3}"] for n, k in enumerate(kind)]
-    genres = [["War", "Drama"] if k else ["Comedy"] for k in kind]
-    return pd.DataFrame({"genres": genres, "directors": [crew[(n + shift) % 40] for n in range(40)]})
-
-
-def test_facts_of_the_right_films_follow_their_genres_and_others_do_not() -> None:
-    right, wrong = (alike(kin(shift), np.random.default_rng(0)) for shift in (0, 1))
-    assert right["cosine"].item() == pytest.approx(1)
-    assert right["p"].tolist() == [1 / 200], "no deal of 199 reaches it"
-    assert wrong["p"].item() > 0.05
-    assert right["pairs"].item() == wrong["pairs"].item() > 100
-
-
-def test_facts_that_no_two_films_share_tell_nothing() -> None:
-    films = pd.DataFrame(
-        {"genres": [["War"], ["War"], []], "directors": [["a"], ["b"], ["a"]], "writers": [[], [], []]}
-    )
-    assert alike(films, np.random.default_rng(0)).empty

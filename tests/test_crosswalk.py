@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys_study.movie_ids import join_by_id
 from recsys_utils.base import InputError
-from recsys_utils.data import datasets, ingest, movielens
-from recsys_utils.data.archives import Member, folders_with
+from recsys_utils.data import movielens
+from recsys_utils.data.fetch import REGISTRY, find_archive
 from recsys_utils.data.titles import (
+    MOVIE_IDS,
     TitleIndex,
     imdb_id,
     match,
-    naive_join,
-    naive_neighbours,
     names,
     normalise,
     read_review,
@@ -196,10 +196,10 @@ def test_a_review_that_a_person_filled_in_is_honoured(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("item_id,decision\n1,yes\n", "has no column movieId"),
-        ("item_id,movieId,decision\n1,901,maybe\n", "line 2: decision is yes, no or empty; found 'maybe'"),
-        ("item_id,movieId,decision\n1,901,\n9,901,yes\n", "line 3: there is no film with item_id '9'"),
-        ("item_id,movieId,decision\n1,9,no\n", "no film with movieId '9'"),
-        ("item_id,movieId,decision\n1,901,yes\n1,902,yes\n", "line 3: film 1 is said to be two films"),
+        ("item_id,movieId,decision\n1,901,maybe\n", "line 2: decision .*'maybe'"),
+        ("item_id,movieId,decision\n1,901,\n9,901,yes\n", "line 3: item_id .*'9'"),
+        ("item_id,movieId,decision\n1,9,no\n", "line 2: movieId .*'9'"),
+        ("item_id,movieId,decision\n1,901,yes\n1,902,yes\n", "line 3: film 1 is two"),
         ('a,b\n"', "can't be read as CSV"),
     ],
 )
@@ -211,38 +211,18 @@ def test_a_review_that_cannot_be_used_is_named(tmp_path: Path, text: str, says: 
         read_review(tmp_path / "none.csv", table(("1", "Hamlet", 1996)), THEIRS)
 
 
-def test_what_a_join_by_id_costs_is_counted() -> None:
-    ours = table(("1", "Toy Story", 1995), ("29", "Hamlet", 1996), ("5", "Star Wars", 1977))
-    ratings = pd.DataFrame({"item_id": ["1", "29", "29", "5"]})
-    cost = naive_join(match(ours, THEIRS).table, THEIRS, ratings).set_index("fate")
-    # 1 is Toy Story on both sides; 29 is Hamlet here and The City of Lost Children there; nobody there is 5
-    assert cost["ratings"].to_dict() == {"the right film": 1, "another film": 2, "no film": 1}
-    assert cost["share_of_ratings"].tolist() == [1 / 4, 2 / 4, 1 / 4]
-
-
-def test_neighbours_change_when_the_facts_are_another_films() -> None:
-    ours = table(("1", "Toy Story", 1995), ("29", "Star Wars", 1977), ("260", "Fear", 1996))
-    theirs = THEIRS.assign(genres=[["Animation"], ["Animation", "Sci-Fi"], ["War"], ["War"], [], [], [], [], []])
-    # right: Star Wars shares a genre with Toy Story, Fear has none; joined: 29 and 260 are each other
-    lists, shared = naive_neighbours(ours, match(ours, theirs).table, theirs, n=1)
-    assert lists["like Toy Story (1995)"].tolist() == ["Star Wars (1977)"]
-    assert lists["joined by id"].tolist() == ["Fear (1996)"]
-    assert shared == 0
-
-
 DATA_README = (Path(__file__).resolve().parents[1] / "data" / "README.md").read_text(encoding="utf-8")
 # items_info.json is wrong about these: an episode of a series, or a film of the same name and another year
 REFERENCE_ERRORS = {"213", "376", "668", "799", "868", "987", "1086", "1296"}
 
 
 def test_ml_100k_is_mapped_to_latest_small_without_error(shared_data: Path) -> None:
-    official = datasets.describe("ml-100k").layouts["official zip"]
-    [ours] = folders_with(shared_data / "ml-100k.zip", official.members)
-    films = official.films(ours.read(dict(official.members)))
-    [theirs] = folders_with(shared_data / "ml-latest-small.zip", ["links.csv"])
-    files = theirs.read({"movies.csv": Member(), "links.csv": Member()})
-    others = movielens.films_csv(files).merge(movielens.links(files), on="item_id")
-    counts = pd.Series(line.split(b"\t")[1].decode() for line in ours.read({"u.data": Member()})["u.data"].splitlines())
+    ours = find_archive(shared_data / "ml-100k.zip", REGISTRY["ml-100k"].layouts)
+    theirs = find_archive(shared_data / "ml-latest-small.zip", {"links": movielens.ML_LINKS})
+    assert ours is not None
+    assert theirs is not None
+    films, others = ours.films(), theirs.films().merge(theirs.facts("links"), on="item_id")
+    counts = pd.Series(line.split(b"\t")[1].decode() for line in ours.read(["u.data"])["u.data"].splitlines())
     with gzip.open(shared_data / "ml-100k-imdb-items_info.json.gz") as stream:
         told = {row["movielens_id"]: imdb_id(row["imdb_id"] or "") for row in json.load(stream)}
     walk = match(films, others).table
@@ -254,11 +234,11 @@ def test_ml_100k_is_mapped_to_latest_small_without_error(shared_data: Path) -> N
     possible = walk["told"].isin(set(others["imdb_id"]))
     assert walk["ratings"][known & possible].sum() >= 0.98 * walk["ratings"][possible].sum()
     assert walk["ratings"][known].sum() >= 0.98 * len(counts)  # DESIGN: 97 to 99.9 % can be had
-    kept = pd.read_csv(ingest.MOVIE_IDS, dtype=str)
+    kept = pd.read_csv(MOVIE_IDS, dtype=str)
     assert kept["item_id"].tolist() == walk.loc[known, "item_id"].tolist(), "what ingest goes by without this edition"
     assert kept["movie_id"].tolist() == walk.loc[known, "movieId"].tolist()
     share = walk["ratings"][known].sum() / len(counts)
     said = " ".join(DATA_README.split())
     assert f"each of {known.sum():,} films of ML-100K has ({100 * share:.1f} % of the ratings)" in said
-    cost = naive_join(walk, others, pd.DataFrame({"item_id": counts})).set_index("fate")
-    assert cost["films"].to_dict() == {"the right film": 3, "another film": 1265, "no film": 414}
+    cost = join_by_id(walk, others, counts).set_index("join")
+    assert cost["items"].to_dict() == {"the right film": 3, "another film": 1265, "no film": 414}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 - fixtures
 
+from recsys_study import ingest
 from recsys_utils.base import InputError
-from recsys_utils.data import catalogue, ingest
+from recsys_utils.data import catalogue
 from recsys_utils.data import film_tables as providers
-from recsys_utils.data.datasets import Dataset, Fetched, describe, fetch
+from recsys_utils.data.fetch import Dataset, Fetched, fetch, find_dataset
+from recsys_utils.data.titles import doubles
 
 THREE = {
     "movies.csv": 'movieId,title,genres\n1,Jumanji (1995),War\n73,"Misérables, Les (1995)",Drama\n',
@@ -90,8 +93,8 @@ def test_films_and_their_counterparts_carry_imdbs_numbers(fetched: Fetched, link
     assert got.items["movie_id"].fillna("-").tolist() == ["73", "-", "-"]
     assert got.items["imdb_rating"].fillna(0).tolist() == [7.5, 0, 0]
     assert got.items["imdb_votes"].fillna(0).tolist() == [9000, 0, 0]
-    assert got.links is not None
-    assert dict(zip(got.links["item_id"], got.links["imdb_votes"], strict=True)) == {"1": 400_000, "73": 9000}
+    assert got.later is not None
+    assert dict(zip(got.later["item_id"], got.later["imdb_votes"], strict=True)) == {"1": 400_000, "73": 9000}
     catalogue.check(got.ratings, got.items, fetched.dataset.scale, "ml_")
 
 
@@ -135,7 +138,7 @@ def test_one_film_for_two_ids_and_the_later_rating() -> None:
         ("w", "268", 2.0, 8),
     ]
     ratings = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
-    kept, left, done = ingest.merge(ratings, films)
+    kept, left, [done] = ingest.merge_twins(ratings, films)
     assert list(kept.itertuples(index=False, name=None)) == [
         ("u", "246", 4.0, 9),  # the later of two
         ("v", "246", 1.0, 2),
@@ -143,14 +146,15 @@ def test_one_film_for_two_ids_and_the_later_rating() -> None:
         ("w", "246", 5.0, 9),
     ]
     assert left["item_id"].tolist() == ["246", "1"]
-    assert done.startswith("1 films that stood under two ids were merged: 3 ratings moved to the first id, 2 gave way")
+    assert "3 ratings moved" in done
+    assert "2 gave way" in done
 
 
 def test_ml_100k_has_eighteen_doubles(shared_data: Path, tmp_path: Path) -> None:
-    layout = describe("ml-100k").layouts["official zip"]
+    layout = find_dataset("ml-100k").layouts["official zip"]
     with zipfile.ZipFile(shared_data / "ml-100k.zip") as bundle:
         films = layout.films({name: bundle.read(f"ml-100k/{name}") for name in layout.members})
-    assert len(ingest.crosswalk.doubles(films)) == 18
+    assert len(doubles(films)) == 18
 
 
 def test_a_share_is_for_generated_data() -> None:
@@ -159,4 +163,28 @@ def test_a_share_is_for_generated_data() -> None:
     assert smaller.ratings["user_id"].nunique() == smaller.truth.size.users == 100
     assert "share of 0.5" in smaller.notes[0]
     with pytest.raises(InputError, match=r"dataset\.share = 0\.5: ml-1m is not generated"):
-        ingest.build(Fetched(describe("ml-1m"), None, None, "nowhere"), share=0.5)
+        ingest.build(Fetched(find_dataset("ml-1m"), None, None, "nowhere"), share=0.5)
+
+
+def kin(shift: int) -> pd.DataFrame:
+    """Forty films of two kinds; each director makes one kind, if facts are of the right films (shift 0)."""
+    rng = np.random.default_rng(4)
+    kind = rng.integers(2, size=40)
+    crew = [[f"d{k}{n % 3}"] for n, k in enumerate(kind)]
+    genres = [["War", "Drama"] if k else ["Comedy"] for k in kind]
+    return pd.DataFrame({"genres": genres, "directors": [crew[(n + shift) % 40] for n in range(40)]})
+
+
+def test_facts_of_the_right_films_follow_their_genres_and_others_do_not() -> None:
+    right, wrong = (ingest.alike(kin(shift), np.random.default_rng(0)) for shift in (0, 1))
+    assert right["cosine"].item() == pytest.approx(1)
+    assert right["p"].tolist() == [1 / 200], "no deal of 199 reaches it"
+    assert wrong["p"].item() > 0.05
+    assert right["pairs"].item() == wrong["pairs"].item() > 100
+
+
+def test_facts_that_no_two_films_share_tell_nothing() -> None:
+    films = pd.DataFrame(
+        {"genres": [["War"], ["War"], []], "directors": [["a"], ["b"], ["a"]], "writers": [[], [], []]}
+    )
+    assert ingest.alike(films, np.random.default_rng(0)).empty

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys_study.ingest import describe
 from recsys_utils.base import InputError, Recommender, Scale, child_seed
-from recsys_utils.data.interactions import DAY, Interactions, describe, item_counts, natural_order, sessions
+from recsys_utils.data.interactions import DAY, Interactions, item_counts, natural_order, sessions
 from recsys_utils.evaluation.protocols import make_splits, target_size
 
 SCALE = Scale(1, 5)
@@ -161,16 +162,16 @@ def test_description_by_hand() -> None:
     rows = [("a", "x", 5, DAY), ("a", "y", 3, 3 * DAY), ("b", "x", 4, 2 * DAY)]
     facts = describe(Interactions.from_frame(frame(*rows), scale=SCALE, items=["x", "y", "z"]))
     assert facts["density"] == 3 / (2 * 3)
-    assert facts["share of likes"] == 2 / 3
-    assert facts["films never rated"] == 1
-    assert facts["share of ratings on the most rated tenth of films"] == 2 / 3  # one film stands for the tenth of three
-    assert facts["share of users with one visit"] == 1 / 2
-    assert facts["days covered"] == 2
-    assert facts["median minutes from first to last rating"] == (2 * 24 * 60 + 0) / 2
+    assert facts["share_of_likes"] == 2 / 3
+    assert facts["items_never_rated"] == 1
+    assert facts["share_of_ratings_on_top_tenth"] == 2 / 3  # one film stands for the tenth of three
+    assert facts["share_of_users_with_one_visit"] == 1 / 2
+    assert facts["days_covered"] == 2
+    assert facts["median_minutes_from_first_to_last_rating"] == (2 * 24 * 60 + 0) / 2
     undated = describe(Interactions.from_frame(frame(*rows, ("b", "z", 4, 0)), scale=SCALE, items=["x", "y", "z"]))
     assert {name: undated[name] for name in list(facts)[-4:]} == {name: facts[name] for name in list(facts)[-4:]}
     timeless = Interactions.from_frame(frame(("a", "x", 5)), scale=SCALE)
-    assert "days covered" not in describe(timeless)
+    assert "days_covered" not in describe(timeless)
 
 
 class TestSplits:

@@ -12,11 +12,12 @@ import pytest
 from blind import check_blind
 
 from recsys_study import accuracy_table as ladder_study
+from recsys_study import ingest
 from recsys_study.accuracy_table import BLEND, Step, climb, heights, rungs, u1_steps
 from recsys_study.bayesian_fm import BayesianFM
 from recsys_study.cli import plan_from
 from recsys_utils.base import InputError, Scale
-from recsys_utils.data import datasets, ingest
+from recsys_utils.data.fetch import fetch
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import LeakError, make_splits
@@ -151,11 +152,11 @@ def test_settings_for_u1_are_chosen_inside_its_training_part(data, test, monkeyp
 
 
 def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
-    fetched = datasets.fetch("ml-100k", archive=shared_data / "ml-100k.zip", raw=ROOT / "data" / "raw")
+    fetched = fetch("ml-100k", archive=shared_data / "ml-100k.zip", raw=ROOT / "data" / "raw")
     ratings = ingest.build(fetched).ratings
     part = fetched.u1_test(ratings)
     assert (len(part), part.sum()) == ladder_study.U1_SIZES
-    assert datasets.fetch("smoke", raw=ROOT).u1_test(ratings) is None
+    assert fetch("smoke", raw=ROOT).u1_test(ratings) is None
     assert ratings.loc[part, "user_id"].nunique() == 459  # the first 462 users, three of whom have no test rating
 
 

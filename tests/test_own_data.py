@@ -21,9 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_tables import few, half_stars, points, tracks
 
+from recsys_study import ingest
 from recsys_study import parameters as config
 from recsys_utils.base import InputError, Scale, counted
-from recsys_utils.data import catalogue, datasets, ingest
+from recsys_utils.data import catalogue
+from recsys_utils.data.fetch import fetch
 from recsys_utils.data.interactions import Interactions, describe
 from recsys_utils.evaluation.protocols import make_splits, warm_split
 from recsys_utils.models import fast_grid
@@ -272,7 +274,7 @@ def test_a_few_unreadable_times_cost_their_rows_many_cost_the_time(tmp_path: Pat
     none = own_data.read(written(tmp_path, BASE.assign(date=times.to_numpy())))
     assert (none.has_time, len(none.ratings)) == (False, len(BASE))
     assert "the study does without times" in note(none, "seconds since")
-    assert "days covered" not in describe(Interactions.from_frame(none.ratings, scale=none.scale))
+    assert "days_covered" not in describe(Interactions.from_frame(none.ratings, scale=none.scale))
 
 
 def test_the_latest_rating_counts(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_items_are_joined_and_gaps_filled(tmp_path: Path) -> None:
         columns=["id", "name", "release_date", "category"],
     )  # fmt: skip
     found = own_data.read(written(tmp_path, BASE), written(tmp_path, items, "items.csv"))
-    fetched = own_data.of_own("mine", found, "track")
+    fetched = own_data.of_own("mine", found)
     tables = ingest.build(fetched)
     catalogue.check(tables.ratings, tables.items, found.scale, "own_")
     known = tables.items.set_index("item_id")
@@ -303,20 +305,9 @@ def test_items_are_joined_and_gaps_filled(tmp_path: Path) -> None:
     assert len(known) == 31
     assert "names 3; it lacks 28 rated items; 1 of its rows" in note(found, "table of items")
     meta = tables.meta(fetched)
-    assert (meta["dataset"], meta["noun"], meta["has_time"], meta["source"]) == ("mine", "track", False, "own table")
+    assert (meta["dataset"], meta["has_time"], meta["source"]) == ("mine", False, "own table")
     assert set(meta["hashes"]) == {"mine.csv", "items.csv"}
     assert meta["notes"] == list(found.notes)
-
-
-def test_limits_name_what_is_missing(tmp_path: Path) -> None:
-    found = own_data.read(written(tmp_path, BASE))
-    items = ingest.build(own_data.of_own("mine", found)).items
-    text = " ".join(ingest.limits(items, found.ratings.head(1005), has_time=False, noun="item"))
-    for part in ("no time stamps", "no content model", "lists show ids", "1 of 51 users have fewer than 10 ratings"):
-        assert part in text
-    assert not ingest.limits(
-        items.assign(title="x", genres=[["a"]] * len(items)), found.ratings, has_time=True, noun="item"
-    )
 
 
 def test_a_published_name_and_a_forgotten_table_are_told_apart(tmp_path: Path) -> None:
@@ -324,7 +315,7 @@ def test_a_published_name_and_a_forgotten_table_are_told_apart(tmp_path: Path) -
     with pytest.raises(InputError, match="ml-100k is a published data set"):
         own_data.of_own("ml-100k", found)
     with pytest.raises(InputError, match=r"--set dataset\.ratings=FILE"):
-        datasets.fetch("own-data", raw=tmp_path)
+        fetch("own-data", raw=tmp_path)
     with pytest.raises(InputError, match=r"describe the table that dataset\.ratings names"):
         config.load(ROOT / "params" / "own-data.yaml", ["dataset.scale=0-10"])
 
@@ -456,7 +447,7 @@ def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
     report = project / "reports" / name
     metrics = pd.read_csv(report / "tables" / "metrics.csv", keep_default_na=False, na_values={"value": [""]})
     assert np.isfinite(metrics[["value", "ci_low", "ci_high", "n"]].to_numpy(np.float64)).all()
-    variants, noun = " ".join(metrics["variant"]), tables.get("noun", "item")
+    variants = " ".join(metrics["variant"])
     page = (report / "index.html").read_text(encoding="utf-8")
     assert ("can’t answer" in page or "can't answer" in page) == bool(lacks)
     assert not [sentence for sentence in lacks if sentence not in page]
@@ -464,10 +455,7 @@ def test_a_run_ends_with_a_report_that_says_what_it_could_not_do(
     assert ("order=time" in variants) == ("no time stamps" not in lacks)
     answers = {f["id"]: f["answer"] for f in json.loads((report / "findings.json").read_text(encoding="utf-8"))}
     assert not [text for text in answers.values() if re.search(r"\bnan\b", text)]
-    assert f"{noun}s" in answers["data"]
-    assert noun == "film" or not [text for text in answers.values() if re.search(r"\bfilms?\b", text)]
     about_genres = {metric.partition("@")[0] for metric in metrics["metric"]} & {"ild", "calibration_error"}
     assert bool(about_genres) == ("no content model" not in lacks)  # the tables with text are those with genres
     found = pd.read_csv(report / "recommendations.csv", dtype=str, keep_default_na=False)
     assert found["user_id"].str.startswith("own_").all()
-    assert not found["reason"].str.contains("film").any() or noun == "film"

@@ -214,7 +214,7 @@ def test_only_modules_a_notebook_reaches_count(tmp_path: Path) -> None:
 def test_the_packages_data_files_belong_to_who_reads_them() -> None:
     first, site = (
         {path.name for path in imported_modules([code], ROOT)}
-        for code in ("from recsys_utils.data import ingest", "from recsys_study import report")
+        for code in ("from recsys_study import ingest", "from recsys_study import report")
     )
     assert "ml_100k_movie_ids.csv" in first
     assert {"report.css", "front.yaml"} <= site

@@ -10,7 +10,8 @@ from surprise import SVD, Dataset, Reader
 from surprise.model_selection import cross_validate
 
 from recsys_utils.base import InputError, Scale
-from recsys_utils.data import catalogue, datasets
+from recsys_utils.data import catalogue
+from recsys_utils.data.fetch import REGISTRY
 from recsys_utils.data.interactions import Interactions, item_counts, sessions
 from recsys_utils.data.synthetic import SCALE_25M, SMOKE, Size, Synthetic, generate
 
@@ -40,10 +41,10 @@ def test_passes_the_checks_of_real_data(data: Synthetic) -> None:
     assert set(data.ratings["rating"]) == {1, 2, 3, 4, 5}
 
 
-def test_every_field_of_the_soup_is_filled_and_cast_has_an_order(data: Synthetic) -> None:
+def test_every_text_field_is_filled_and_cast_has_an_order(data: Synthetic) -> None:
     for field in [*catalogue.LISTS, "overview"]:
         assert data.items[field].map(len).min() > 0, field
-    assert datasets.REGISTRY["smoke"].has_billing_order
+    assert REGISTRY["smoke"].has_billing_order
     assert any(cast != sorted(cast) for cast in data.items["actors"])
 
 

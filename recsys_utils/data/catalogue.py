@@ -1,4 +1,4 @@
-"""The catalogue: one row a film, whatever the sources know about it, and who said it."""
+"""The catalogue: one row per film, with what the sources know about it and which source it came from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pandas as pd
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 from recsys_utils.data.interactions import natural_order
 
+BUILT_IN = ("genome", "tags", "graph", "tmdb")
+"""Sources of film facts that go by name, besides files; tmdb is its API, called only where it is named."""
 LISTS = ["genres", "keywords", "directors", "actors", "writers"]
 IDS = ["movie_id", "imdb_id", "tmdb_id"]  # movie_id: the movieId of MovieLens' later editions
 NUMBERS = {"imdb_rating": "Float64", "imdb_votes": "Int64"}  # of today, so no feature of a model: they know the future
@@ -19,7 +21,7 @@ COLUMNS = [ITEM, "title", "year", *LISTS, "overview", *IDS, *NUMBERS]
 
 @dataclass(frozen=True)
 class Source:
-    """Who knows something about films, and on which terms; ``snapshot`` is the date of the copy, "" if unknown."""
+    """Where facts about films come from, and on which terms; ``snapshot`` is the date of the copy, "" if unknown."""
 
     name: str
     licence: str
@@ -30,9 +32,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a source says about films: a key (item_id, imdb_id or tmdb_id) and any columns of the catalogue.
+    """What a source knows about films: a key (item_id, movie_id, imdb_id or tmdb_id) and columns of the catalogue.
 
-    ``ordered`` says that ``actors`` stand in billing order.
+    ``ordered``: ``actors`` are in billing order.
     """
 
     source: Source
@@ -43,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The merged films, and who contributed: a row of ``origin`` is source, field, films."""
+    """The merged films, and what contributed: ``origin`` has source, field, films."""
 
     items: pd.DataFrame
     origin: pd.DataFrame
@@ -58,8 +60,8 @@ class Catalogue:
 def merge(films: pd.DataFrame, facts: Sequence[Facts] = ()) -> Catalogue:
     """Merge films with facts into the columns of items.parquet (``COLUMNS``), rows in natural order of item_id.
 
-    A field of a film comes from the first source that has something to say: the films' own table, then ``facts`` in
-    order. Lists are taken whole and never mixed, so that one film's keywords are one source's vocabulary.
+    A field of a film comes from the first source that has it: the films' own table, then ``facts`` in order. Lists are
+    taken whole and never mixed, so that one film's keywords are one source's vocabulary.
 
     Parameters
     ----------
@@ -78,31 +80,30 @@ def merge(films: pd.DataFrame, facts: Sequence[Facts] = ()) -> Catalogue:
     """
     twice = films[ITEM][films[ITEM].duplicated()]
     if len(twice):
-        raise InputError(f"Film id {twice.iloc[0]!r} stands for two films in the catalogue; ids must be distinct.")
+        raise InputError(f"Film id {twice.iloc[0]!r} occurs twice in the catalogue; ids must be distinct.")
     items = films.set_index(ITEM).loc[natural_order(films[ITEM])].reset_index()
     items["year"] = items["year"].astype("Int64")
     for column in LISTS:
         values = items[column] if column in items else [None] * len(items)
         items[column] = pd.Series([list(v) if isinstance(v, (list, tuple)) else [] for v in values], dtype=object)
     items["overview"] = items["overview"].fillna("") if "overview" in items else ""
-    plain = dict.fromkeys(IDS, "string") | NUMBERS
-    items = items.assign(**{column: None for column in plain if column not in items}).astype(plain)
-    origin = []
-    ordered = []
+    scalars = dict.fromkeys(IDS, "string") | NUMBERS
+    items = items.assign(**{column: None for column in scalars if column not in items}).astype(scalars)
+    origin: list[tuple[Facts, str, int]] = []
     for one in facts:
-        told = one.table[one.table[one.key].notna()].drop_duplicates(one.key).set_index(one.key)
-        for column in [c for c in (*LISTS, "overview", *IDS, *NUMBERS) if c in told]:
-            new = dict(zip(told.index, told[column], strict=True))
-            pairs = [(old, new.get(key)) for key, old in zip(items[one.key], items[column], strict=True)]
-            fill = [_empty(old) and not _empty(value) for old, value in pairs]
+        table = one.table[one.table[one.key].notna()].drop_duplicates(one.key).set_index(one.key)
+        for column in [c for c in (*LISTS, "overview", *scalars) if c in table]:
+            new = [table[column].get(key) for key in items[one.key]]
+            fill = [_empty(old) and not _empty(value) for old, value in zip(items[column], new, strict=True)]
             if any(fill):
-                values = [value if take else old for (old, value), take in zip(pairs, fill, strict=True)]
+                values = [b if take else a for a, b, take in zip(items[column], new, fill, strict=True)]
                 items[column] = pd.Series(values, dtype=items[column].dtype)
-                origin.append((one.source.name, column, sum(fill)))
-                ordered += [one.ordered] if column == "actors" else []
-    told_by = pd.DataFrame(origin, columns=["source", "field", "films"])
-    sources = tuple(dict.fromkeys(f.source for f in facts if f.source.name in set(told_by["source"])))
-    return Catalogue(items[COLUMNS], told_by, sources, bool(ordered) and all(ordered))
+                origin.append((one, column, sum(fill)))
+    rows = [(one.source.name, column, films) for one, column, films in origin]
+    casts = [one.ordered for one, column, _ in origin if column == "actors"]
+    sources = tuple(dict.fromkeys(one.source for one, *_ in origin))
+    table = pd.DataFrame(rows, columns=["source", "field", "films"])
+    return Catalogue(items[COLUMNS], table, sources, bool(casts) and all(casts))
 
 
 def _empty(value: Any) -> bool:

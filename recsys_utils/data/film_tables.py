@@ -29,8 +29,8 @@ import polars as pl
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from recsys_utils.base import InputError
-from recsys_utils.data.archives import UNREADABLE
 from recsys_utils.data.catalogue import LISTS, Facts, Source
+from recsys_utils.data.fetch import UNREADABLE
 
 _BLOCK = 1 << 25
 _CAST = 10  # of a film's credits in billing order; a later name says little about it

@@ -232,36 +232,3 @@ def sessions(data: Interactions, gap: int = DAY) -> NDArray[np.int32]:
     number = np.empty(len(data), np.int32)
     number[order] = total - total[np.minimum(starts, len(data) - 1)][user]
     return number
-
-
-def describe(data: Interactions, noun: str = "film") -> dict[str, float]:
-    """The shape of a data set in a few numbers; shares lie in 0-1, time in days (left out where there is none)."""
-    per_user, per_item = np.bincount(data.user, minlength=data.shape[0]), item_counts(data.user_item)
-    top = np.sort(per_item)[::-1][: max(1, len(per_item) // 10)]
-    facts = {
-        "users": data.shape[0],
-        f"{noun}s": data.shape[1],
-        "ratings": len(data),
-        "density": len(data) / (data.shape[0] * data.shape[1]),
-        "mean rating": float(data.rating.mean()),
-        "share of likes": float((data.rating >= data.scale.liked).mean()),
-        "fewest ratings of a user": int(per_user.min()),
-        "median ratings of a user": float(np.median(per_user)),
-        "most ratings of a user": int(per_user.max()),
-        f"median ratings of a {noun}": float(np.median(per_item)),
-        f"{noun}s never rated": int((per_item == 0).sum()),
-        f"share of ratings on the most rated tenth of {noun}s": float(top.sum() / len(data)),
-    }
-    data = data.where(data.timestamp > 0)  # a store may hold ratings without a date
-    if len(data):
-        visits = pd.Series(sessions(data)).groupby(data.user).max() + 1
-        times = pd.Series(data.timestamp).groupby(data.user)
-        span = times.max() - times.min()
-        same = pd.DataFrame({"u": data.user, "t": data.timestamp}).duplicated(keep=False)
-        facts |= {
-            "days covered": float((data.timestamp.max() - data.timestamp.min()) / DAY),
-            "share of users with one visit": float((visits == 1).mean()),
-            "median minutes from first to last rating": float(span.median() / 60),
-            "share of ratings with a time stamp the user has twice": float(same.mean()),
-        }
-    return facts

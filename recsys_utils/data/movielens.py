@@ -15,7 +15,7 @@ import pandas as pd
 import polars as pl
 
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, USER, InputError
-from recsys_utils.data.archives import Member
+from recsys_utils.data.catalogue import Source
 from recsys_utils.data.titles import imdb_id, read_csv, split_year
 
 Files = Mapping[str, bytes]
@@ -167,9 +167,9 @@ def genome(files: Files) -> pd.DataFrame:
 def graph(files: Files) -> pd.DataFrame:
     """item_id, keywords, directors, actors, writers from the film graph of the mirror (ids, no names, no order).
 
-    The graph lies beside ML-100K, and its films are numbered up to 1,682 like ML-100K's, but by the movieIds of the
+    The graph is next to ML-100K, and its films are numbered up to 1,682 like ML-100K's, but by the movieIds of the
     later editions: taken for ML-100K's own ids, one pair in a thousand that shares a director there does so in truth,
-    taken for movieIds 99 % (``catalogue_study.alike`` sees it from the genres).
+    taken for movieIds 99 % (``recsys_study.ingest.alike`` sees it from the genres).
     """
     link = _table(files["ml-100k.link"], "\t", [ITEM, "film"], header=True)
     facts = _table(files["ml-100k.kg"], "\t", ["film", "relation", "entity"], header=True)
@@ -181,6 +181,11 @@ def graph(files: Files) -> pd.DataFrame:
     return pd.DataFrame(lists).rename_axis(ITEM).reset_index()
 
 
+GRAPH = Source(
+    name="graph",
+    licence="RecBole (MIT); facts from Freebase (CC BY 2.5), linked by KB4Rec; links as the MovieLens data",
+    attribution="Film graph: Freebase (CC BY 2.5) through KB4Rec (W. X. Zhao et al. 2019) and RecBole 1.2.1.",
+)
 # Relations of the film graph that describe a film. Their inverses say the same again and are left out, so a fact gives
 # one token.
 GRAPH_COLUMNS: Mapping[str, str] = {
@@ -199,14 +204,29 @@ def _grouped(films: pd.Series, words: pd.Series) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file inside an archive as published: hex digest (64 digits: SHA-256, 32: MD5) and size in bytes.
+
+    ``Member()`` is a file that is not pinned, because its edition changes or only the whole archive has a checksum.
+    """
+
+    digest: str = ""
+    size: int = 0
+
+    @property
+    def algorithm(self) -> str:
+        return "md5" if len(self.digest) == 32 else "sha256"
+
+
+@dataclass(frozen=True)
 class Layout:
     """One form in which a data set is published; members by file name, in whatever folder they lie.
 
     Attributes
     ----------
-    members : the files every archive of this layout holds
+    members : the files every archive of this layout holds, that of the ratings first
     extras : files that are read where they are there
-    ratings : how the first of ``members`` is written
+    ratings : how the ratings are written
     films : item_id, title, year, genres from ``members``
     facts : what else the archive knows about films, by the source's name: a reader and the files it needs
     """
@@ -218,8 +238,15 @@ class Layout:
     facts: Mapping[str, tuple[Callable[[Files], pd.DataFrame], tuple[str, ...]]] = field(default_factory=dict)
 
     @property
+    def ratings_file(self) -> str:
+        return next(iter(self.members))
+
+    @property
     def pinned(self) -> bool:
         return all(pin.digest for pin in self.members.values())
+
+    def pin(self, name: str) -> Member:
+        return self.members.get(name) or self.extras[name]
 
 
 ML_100K = Layout(

@@ -120,7 +120,7 @@ class Synthetic:
         bias = self.size.mean + self.user_bias[:, None] + self.item_bias
         return np.asarray(bias + self.user_factors @ self.item_factors.T, dtype=np.float64)
 
-    def expected_at(self, user: NDArray[np.int_], item: NDArray[np.int_]) -> NDArray[np.float64]:
+    def expected_at(self, user: NDArray[np.integer], item: NDArray[np.integer]) -> NDArray[np.float64]:
         """(N,) the same for pairs of user and film."""
         found = self.size.mean + self.user_bias[user] + self.item_bias[item]
         for start in range(0, len(user), _PAIRS):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from rapidfuzz import fuzz, process
 
 from recsys_utils.base import ITEM, InputError
 
@@ -140,57 +139,22 @@ class TitleIndex:
 
     def close(self, title: str, n: int = 3) -> list[str]:
         """Up to n catalogue titles that look like this one, most alike first."""
-        near = difflib.get_close_matches(normalise(title), list(self.by_name), n=n, cutoff=0.6)
-        numbers = dict.fromkeys(self.by_name[name][0] for name in near)
+        near = process.extract(normalise(title), self.by_name.keys(), scorer=fuzz.ratio, limit=n, score_cutoff=60)
+        numbers = dict.fromkeys(self.by_name[name][0] for name, *_ in near)
         return [self.titles[i] + (f" ({self.years[i]})" if self.years[i] else "") for i in numbers]
 
 
 # ---- one catalogue against another
 
-REVIEWED: Mapping[str, str] = {
-    "3 Ninjas: High Noon At Mega Mountain (1998)": "tt0118539",
-    "Aladdin (1992)": "tt0103639",
-    "Aparajito (1956)": "tt0048956",
-    "Blue Angel, The (Blaue Engel, Der) (1930)": "tt0020697",
-    "Boys (1996)": "tt0115742",
-    "Boys, Les (1997)": "tt0118764",
-    "A Chef in Love (1996)": "tt0117050",
-    "Children of the Corn: The Gathering (1996)": "tt0115885",
-    "Close Shave, A (1995)": "tt0112691",
-    "Duoluo tianshi (1995)": "tt0112913",
-    "Emma (1996)": "tt0116191",
-    "Empire Strikes Back, The (1980)": "tt0080684",
-    "Faust (1994)": "tt0109781",
-    "Fear, The (1995)": "tt0113043",
-    "Grand Day Out, A (1992)": "tt0104361",
-    "Harlem (1993)": "tt0107079",
-    "Interview with the Vampire (1994)": "tt0110148",
-    "Jackie Chan's First Strike (1996)": "tt0116704",
-    "Lashou shentan (1992)": "tt0104684",
-    "Line King: Al Hirschfeld, The (1996)": "tt0116886",
-    "Magnificent Seven, The (1954)": "tt0054047",
-    "Men With Guns (1997)": "tt0119657",
-    "New York Cop (1996)": "tt0117169",
-    "Quest, The (1996)": "tt0117420",
-    "Return of the Jedi (1983)": "tt0086190",
-    "Robert A. Heinlein's The Puppet Masters (1994)": "tt0111003",
-    "Star Trek: The Wrath of Khan (1982)": "tt0084726",
-    "Star Wars (1977)": "tt0076759",
-    "Stephen King's The Langoliers (1995)": "tt0112040",
-    "Two or Three Things I Know About Her (1966)": "tt0060304",
-    "U.S. Marshalls (1998)": "tt0120873",
-    "Up in Smoke (1978)": "tt0078446",
-    "William Shakespeare's Romeo and Juliet (1996)": "tt0117509",
-    "Wrong Trousers, The (1993)": "tt0108598",
-    "Á köldum klaka (Cold Fever) (1994)": "tt0109028",
-}
-"""Films that changed their name or year between editions, by the name ML-100K gives them; each was looked up."""
+with Path(__file__).with_name("reviewed_titles.csv").open(encoding="utf-8", newline="") as _rows:
+    REVIEWED: Mapping[str, str] = dict(list(csv.reader(_rows))[1:])
+"""IMDb ids of films that changed their name or year between editions, by ML-100K's name; each was looked up."""
 
+MOVIE_IDS = Path(__file__).with_name("ml_100k_movie_ids.csv")
 CERTAIN = 0.85
-"""From this confidence on a match counts; below it a person has to say yes."""
+"""From this confidence on a match counts; below it a person has to confirm it."""
 
-_SHOWN = (ITEM, "title", "year")
-_REVIEW_COLUMNS = [ITEM, "title", "year", "movieId", "their_title", "their_year", "method", "confidence", "decision"]
+Claim = tuple[float, int, int, str]  # confidence, number of our film, number of theirs, method
 
 
 @dataclass(frozen=True)
@@ -199,9 +163,9 @@ class Crosswalk:
 
     Attributes
     ----------
-    table : item_id, movieId, imdb_id, tmdb_id, method, confidence (0-1), one row a film in the catalogue's order;
+    table : item_id, movieId, imdb_id, tmdb_id, method, confidence (0-1), one row per film in the catalogue's order;
         missing where no counterpart is certain. No two films share a movieId but those that are one film twice.
-    doubles : item_id, double_of: films that stand in the catalogue twice, and the first id of each
+    doubles : item_id, double_of: films that are in the catalogue twice, and the first id of each
     review : what a person should look at, as a table to fill in (:func:`read_review`)
     """
 
@@ -244,80 +208,80 @@ def match(
     >>> match(old, new).table[["item_id", "movieId", "method"]].to_numpy().tolist()
     [['1', '1', 'title+year'], ['50', '260', 'reviewed']]
     """
-    decisions = decisions or {}
-    twins = doubles(films)
-    first_id = dict(zip(twins[ITEM], twins["double_of"], strict=True))
-    theirs = _Theirs(others)
-    owners = [first_id.get(film, film) for film in films[ITEM]]
-    claims: list[tuple[float, int, int, str]] = []
-    ours: list[dict[str, Any]] = _records(films)
+    decided, ours, theirs = decisions or {}, films.to_dict("records"), _Theirs(others)
+    claims: list[Claim] = []
     for number, film in enumerate(ours):
-        said = decisions.get(film[ITEM], {})
-        yes = [theirs.by_movie[m] for m, answer in said.items() if answer]
-        found = [(j, 1.0, "decision") for j in yes] or list(theirs.candidates(film))
-        claims += [(sure, number, j, how) for j, sure, how in found if said.get(theirs.rows[j][ITEM], True)]
+        answers = decided.get(film[ITEM], {})
+        yes = [(theirs.by_id[ITEM][movie], 1.0, "decision") for movie, answer in answers.items() if answer]
+        found = yes or theirs.candidates(film)
+        claims += [(sure, number, j, how) for j, sure, how in found if answers.get(theirs.rows[j][ITEM], True)]
+    twins = doubles(films)
+    chosen, doubtful = _settle(claims, films[ITEM].replace(dict(twins.to_numpy())).tolist())
+    rows = []
+    for number, film in enumerate(ours):
+        sure, _, j, how = chosen.get(number, (0.0, number, -1, ""))
+        other = theirs.rows[j] if j >= 0 else {}
+        rows.append((film[ITEM], *(other.get(name) for name in (ITEM, "imdb_id", "tmdb_id")), how, sure))
+    table = pd.DataFrame(rows, columns=[ITEM, "movieId", "imdb_id", "tmdb_id", "method", "confidence"])
+    unseen = sorted(set(range(len(ours))) - chosen.keys() - {number for _, number, *_ in doubtful})
+    doubtful += [(0.0, number, j, "alike") for number in unseen for j in theirs.alike(ours[number])]
+    review = []
+    for sure, number, j, how in sorted(doubtful, key=lambda claim: (claim[1], -claim[0], claim[2])):
+        film, other = ours[number], theirs.rows[j]
+        answer = {True: "yes", False: "no", None: ""}[decided.get(film[ITEM], {}).get(other[ITEM])]
+        shown = [record[name] for record in (film, other) for name in (ITEM, "title", "year")]
+        review.append((*shown, how, sure, answer))
+    columns = [ITEM, "title", "year", "movieId", "their_title", "their_year", "method", "confidence", "decision"]
+    strings = dict.fromkeys(["movieId", "imdb_id", "tmdb_id"], "string")
+    return Crosswalk(table.astype(strings), twins.reset_index(drop=True), pd.DataFrame(review, columns=columns))
+
+
+def _settle(claims: list[Claim], owners: list[str]) -> tuple[dict[int, Claim], list[Claim]]:
+    """Give each film the surest claim that has no rival; the claims left open, of films that got none.
+
+    ``owners`` is the id of each film, or of the film it is a double of.
+    """
     taken: dict[int, str] = {}
-    chosen: dict[int, tuple[float, int, str]] = {}
-    open_: list[tuple[float, int, int, str]] = []
-    for sure, number, j, how in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
-        owner = owners[number]
+    chosen: dict[int, Claim] = {}
+    doubtful = []
+    for claim in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
+        sure, number, j, _ = claim
         if number in chosen:
             continue
         # claims as sure: of this film to another one, or of another film to that one
         rivals = any(
-            s == sure and (other != j if mine == number else other == j and owners[mine] != owner)
+            s == sure and (other != j if mine == number else other == j and owners[mine] != owners[number])
             for s, mine, other, _ in claims
         )
-        if sure < CERTAIN or rivals or taken.get(j, owner) != owner:
-            open_.append((sure, number, j, how))
-            continue
-        taken[j] = owner
-        chosen[number] = (sure, j, how)
-    rows = []
-    for number, film in enumerate(ours):
-        sure, j, how = chosen.get(number, (0.0, -1, ""))
-        other = theirs.rows[j] if j >= 0 else {}
-        ids = {name: other.get(name) for name in ("imdb_id", "tmdb_id")}
-        rows.append({ITEM: film[ITEM], "movieId": other.get(ITEM), **ids, "method": how, "confidence": sure})
-    table = pd.DataFrame(rows).astype(dict.fromkeys(["movieId", "imdb_id", "tmdb_id"], "string"))
-    asked = [(number, j, how, sure) for sure, number, j, how in open_ if number not in chosen]
-    settled = {*chosen, *(number for number, *_ in asked)}
-    asked += [(i, j, "alike", 0.0) for i in range(len(ours)) if i not in settled for j in theirs.alike(ours[i])]
-    lines = []
-    for number, j, how, sure in sorted(asked, key=lambda a: (a[0], -a[3], a[1])):
-        film, other = ours[number], theirs.rows[j]
-        told = decisions.get(film[ITEM], {}).get(other[ITEM])
-        answer = "" if told is None else "yes" if told else "no"
-        lines.append((*(film[c] for c in _SHOWN), *(other[c] for c in _SHOWN), how, sure, answer))
-    return Crosswalk(table, twins.reset_index(drop=True), pd.DataFrame(lines, columns=_REVIEW_COLUMNS))
+        if sure < CERTAIN or rivals or taken.get(j, owners[number]) != owners[number]:
+            doubtful.append(claim)
+        else:
+            taken[j], chosen[number] = owners[number], claim
+    return chosen, [claim for claim in doubtful if claim[1] not in chosen]
 
 
 class _Theirs:
     """The other catalogue, to be looked up by id and by name."""
 
     def __init__(self, others: pd.DataFrame) -> None:
-        self.rows = _records(others)
-        self.by_movie = {row[ITEM]: j for j, row in enumerate(self.rows)}
+        self.rows: list[dict[Any, Any]] = others.to_dict("records")
         self.by_id: dict[str, dict[str, int]] = {
             name: {row[name]: j for j, row in enumerate(self.rows) if isinstance(row.get(name), str)}
-            for name in ("imdb_id", "tmdb_id")
+            for name in (ITEM, "imdb_id", "tmdb_id")
         }
         self.index = TitleIndex.of(others)
 
-    def candidates(self, film: Mapping[str, Any]) -> Iterator[tuple[int, float, str]]:
-        """(position, confidence, method) of what may be this film; ids and reviewed names leave no other candidate."""
+    def candidates(self, film: Mapping[Any, Any]) -> list[tuple[int, float, str]]:
+        """(number, confidence, method) of what may be this film; ids and reviewed names leave no other candidate."""
         for name in ("imdb_id", "tmdb_id"):
-            j = self.by_id[name].get(str(film.get(name)))
-            if j is not None:
-                yield j, 1.0, name
-                return
+            if (j := self.by_id[name].get(str(film.get(name)))) is not None:
+                return [(j, 1.0, name)]
         if pd.isna(film["year"]):
-            return
+            return []
         title, year = film["title"], int(film["year"])
         if (known := REVIEWED.get(f"{title} ({year})")) is not None:
-            if known in self.by_id["imdb_id"]:
-                yield self.by_id["imdb_id"][known], 0.99, "reviewed"
-            return
+            j = self.by_id["imdb_id"].get(known)
+            return [] if j is None else [(j, 0.99, "reviewed")]
         best: dict[int, tuple[float, str]] = {}
         for name in names(title):
             for j in self._near(self.index.by_name.get(name, []), year):
@@ -327,23 +291,19 @@ class _Theirs:
                 doubt = 0.05 * aka + (0.2 + 0.1 * (article(title) != article(theirs)) if off else 0.1)
                 how = ("aka" if aka else "title") + "+year" + "±1" * off
                 best[j] = max(best.get(j, (0.0, "")), (round(1.05 - doubt, 2), how))
-        yield from ((j, *claim) for j, claim in best.items())
+        return [(j, sure, how) for j, (sure, how) in best.items()]
 
-    def _near(self, numbers: Iterable[int], year: int) -> Iterator[int]:
+    def _near(self, numbers: Iterable[int], year: int) -> list[int]:
         """Those of the same or a neighbouring year."""
-        years = self.index.years
-        return (j for j in numbers if (theirs := years[j]) is not None and abs(theirs - year) <= 1)
+        return [j for j in numbers if self.index.years[j] in (year - 1, year, year + 1)]
 
-    def alike(self, film: Mapping[str, Any]) -> list[int]:
+    def alike(self, film: Mapping[Any, Any]) -> list[int]:
         """Up to three films of the same or a neighbouring year whose title looks like this one."""
         if pd.isna(film["year"]):
             return []
-        near = {normalise(self.index.titles[j]): j for j in self._near(range(len(self.rows)), int(film["year"]))}
-        return [near[name] for name in difflib.get_close_matches(normalise(film["title"]), near, n=3, cutoff=0.75)]
-
-
-def _records(films: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in films.to_dict("records")]
+        near = {j: normalise(self.index.titles[j]) for j in self._near(range(len(self.rows)), int(film["year"]))}
+        found = process.extract(normalise(film["title"]), near, scorer=fuzz.ratio, limit=3, score_cutoff=75)
+        return [j for _, _, j in found]
 
 
 def _main(title: str) -> set[str]:
@@ -362,6 +322,15 @@ def article(title: str) -> str:
     return behind.group(2) if behind else leading.group().strip() if leading else ""
 
 
+def movie_ids(crosswalk: Crosswalk | None) -> dict[str, str]:
+    """movieId of the later editions by item_id of ML-100K: by a crosswalk, else the published one to latest-small."""
+    if crosswalk is not None:
+        table = crosswalk.table.dropna(subset="movieId")
+    else:
+        table = read_csv(MOVIE_IDS, MOVIE_IDS.name, [ITEM, "movie_id"]).rename(columns={"movie_id": "movieId"})
+    return dict(zip(table[ITEM], table["movieId"], strict=True))
+
+
 def read_review(path: Path, films: pd.DataFrame, others: pd.DataFrame) -> dict[str, dict[str, bool]]:
     """Decisions from a review table a person has filled in: ``decision`` is yes, no or empty.
 
@@ -373,69 +342,16 @@ def read_review(path: Path, films: pd.DataFrame, others: pd.DataFrame) -> dict[s
     """
     table = read_csv(path, str(path), [ITEM, "movieId", "decision"])
     table["decision"] = table["decision"].str.strip().str.casefold()
-    decided: dict[str, dict[str, bool]] = {}
-    for line, row in enumerate(table.to_dict("records"), start=2):
-        where = f"{path}, line {line}"
-        if row["decision"] not in ("yes", "no", ""):
-            raise InputError(f"{where}: decision is yes, no or empty; found {row['decision']!r}.")
+    allowed = {ITEM: set(films[ITEM]), "movieId": set(others[ITEM]), "decision": {"yes", "no"}}
+    decided: dict[str, dict[str, bool]] = defaultdict(dict)
+    for line, row in zip(table.index + 2, table.to_dict("records"), strict=True):
         if not row["decision"]:
             continue
-        for name, known in ((ITEM, films[ITEM]), ("movieId", others[ITEM])):
-            if row[name] not in set(known):
-                raise InputError(f"{where}: there is no film with {name} {row[name]!r}.")
-        answers = decided.setdefault(row[ITEM], {})
+        for name, known in allowed.items():
+            if row[name] not in known:
+                raise InputError(f"{path}, line {line}: {name} can't be {row[name]!r}.")
+        answers = decided[row[ITEM]]
         answers[row["movieId"]] = row["decision"] == "yes"
         if sum(answers.values()) > 1:
-            raise InputError(f"{where}: film {row[ITEM]} is said to be two films; keep one yes.")
-    return decided
-
-
-def naive_join(table: pd.DataFrame, others: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
-    """What joining item_id to movieId, as if they were one id space, does: fate, films, ratings, share_of_ratings.
-
-    ``table`` is that of a :class:`Crosswalk`. A film without a counterpart that meets some film is on another film.
-    """
-    known = set(others[ITEM])
-    fate = table[ITEM].isin(known).map({True: "another film", False: "no film"})
-    fate = fate.where(table[ITEM] != table["movieId"].fillna(""), "the right film")
-    counts = table[ITEM].map(ratings[ITEM].value_counts()).fillna(0).astype(int)
-    grouped = (
-        counts.groupby(fate).agg(["size", "sum"]).reindex(["the right film", "another film", "no film"], fill_value=0)
-    )
-    grouped.columns = ["films", "ratings"]
-    return grouped.assign(share_of_ratings=grouped["ratings"] / max(len(ratings), 1)).rename_axis("fate").reset_index()
-
-
-def naive_neighbours(
-    films: pd.DataFrame, table: pd.DataFrame, others: pd.DataFrame, *, title: str = "Toy Story", n: int = 10
-) -> tuple[pd.DataFrame, int]:
-    """The films whose genres are most like those of ``title``: with the genres of the right film, and joined by id.
-
-    Similarity is the cosine of genre vectors weighted by inverse document frequency; ties go to the earlier film. Where
-    ``title`` has no counterpart the first film that has one is taken.
-
-    Parameters
-    ----------
-    films : item_id, title, year
-    table : that of a :class:`Crosswalk` from ``films`` to ``others``
-    others : item_id, genres
-
-    Returns a table of both lists (titles with years) and how many films they share.
-    """
-    genres = dict(zip(others[ITEM], others["genres"], strict=True))
-    shown = [f"{t} ({y})" for t, y in zip(films["title"], films["year"], strict=True)]
-    mapped = np.flatnonzero(table["movieId"].notna())
-    film = next((i for i in mapped if films["title"].iloc[i] == title), mapped[0])
-    lists = []
-    for ids in (table["movieId"].fillna(""), table[ITEM]):
-        sets = [set(genres.get(i, [])) for i in ids]
-        names = sorted(set().union(*sets))
-        flags = np.array([[name in has for name in names] for has in sets], float)
-        weighted = flags * np.log((1 + len(flags)) / (1 + flags.sum(axis=0)))
-        length = np.linalg.norm(weighted, axis=1)
-        near = weighted @ weighted[film] / np.where(length > 0, length, 1)
-        near[film] = -1
-        lists.append([shown[i] for i in np.argsort(-near.round(9), kind="stable")[:n]])
-    right, naive = lists
-    frame = pd.DataFrame({"rank": range(1, len(right) + 1), f"like {shown[film]}": right, "joined by id": naive})
-    return frame, len(set(right) & set(naive))
+            raise InputError(f"{path}, line {line}: film {row[ITEM]} is two films; keep one yes.")
+    return dict(decided)

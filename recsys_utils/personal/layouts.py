@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from recsys_utils.base import ITEM, RATING, InputError, Scale, counted
-from recsys_utils.data.archives import UNREADABLE
+from recsys_utils.data.fetch import UNREADABLE
 from recsys_utils.data.titles import split_year
 
 Rows = list[tuple[str, dict[str, str]]]  # where in the file, and its cells by column

@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
-from recsys_utils.data.archives import UNREADABLE, digest_of
 from recsys_utils.data.catalogue import LISTS
-from recsys_utils.data.datasets import REGISTRY, Dataset, Fetched
+from recsys_utils.data.fetch import REGISTRY, UNREADABLE, Dataset, Fetched, digest_of
 from recsys_utils.personal.layouts import decoded, parse_scale
 
 Say = Callable[[str], None]
@@ -297,14 +296,12 @@ def _items(facts: pd.DataFrame, rated: pd.Series, say: Say) -> pd.DataFrame:
     return items.assign(**{column: items[column].replace("", None) for column in _IDS if column in items})
 
 
-def of_own(name: str, own: OwnData, noun: str = "item") -> Fetched:
+def of_own(name: str, own: OwnData) -> Fetched:
     """A data set made of a person's own tables; InputError when its name is one of the registry's."""
     if name in REGISTRY:
         raise InputError(
             f"dataset.name: {name} is a published data set; call yours something else, or drop dataset.ratings."
         )
     terms = "Your own data: nothing is known here about who may see them."
-    dataset = Dataset(
-        name, PREFIX, own.scale, terms, may_redistribute=False, cite="", has_time=own.has_time, noun=noun or "item"
-    )
+    dataset = Dataset(name, PREFIX, own.scale, terms, may_redistribute=False, cite="", has_time=own.has_time)
     return Fetched(dataset, None, None, "own table", own.notes, own)
