@@ -23,10 +23,11 @@ from own_tables import few, half_stars, points, tracks
 
 from recsys_study import ingest
 from recsys_study import parameters as config
+from recsys_study.ingest import describe
 from recsys_utils.base import InputError, Scale, counted
 from recsys_utils.data import catalogue
 from recsys_utils.data.fetch import fetch
-from recsys_utils.data.interactions import Interactions, describe
+from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation.protocols import make_splits, warm_split
 from recsys_utils.models import fast_grid
 from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, predict_by_surprise
