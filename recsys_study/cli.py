@@ -220,15 +220,17 @@ def compare(
     format_: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
 ) -> None:
     """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
-    from recsys_study import decisions
+    from recsys_study import findings
 
     reports = project_root() / "reports"
-    answers, numbers = decisions.compare(reports / run_a, reports / run_b)
+    answers, numbers = findings.compare(reports / run_a, reports / run_b)
     if format_ == "json":
         tables = {"decisions": answers, "metrics": numbers}
         print(json.dumps({k: json.loads(t.to_json(orient="records", double_precision=6)) for k, t in tables.items()}))
         return
-    _print_table(decisions.in_words(answers, run_a, run_b))
+    shown = {"id": "question", "label": "compared", "value_a": run_a, "verdict_a": "verdict", "value_b": run_b,
+             "verdict_b": "verdict there"}  # fmt: skip
+    _print_table(answers[list(shown)].rename(columns=shown))
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
 
 

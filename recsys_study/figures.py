@@ -1,12 +1,12 @@
-"""One theme, one colour and marker per model, and the few plots the notebooks share."""
+"""One theme, one colour and marker per model, tables as notebooks show them, and the few plots the notebooks share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +16,9 @@ from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from recsys_study.findings import MODELS, significant
+from recsys_utils.base import counted as counted
 
 _PETROFF = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
 _PETROFF += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
@@ -36,9 +39,10 @@ _LOOKS = {
     "item mean + offset": ("#5f7f2f", ">"),
     "user mean": ("#c08497", "d"),
 }
-_SHARED = ("stage", "protocol", "model", "variant", "segment", "metric", "n")  # of metric rows, said once if constant
+_SHARED = ("stage", "protocol", "model", "variant", "segment", "metric", "n")  # of metric rows, shown once if constant
 _PLAIN = ("year",)  # whole numbers that are names
-ASIDE = "aside"  # key of the metadata that marks an output of :func:`aside`
+_ROWS = 60  # of a table that are shown
+_TABLE = Path(__file__).with_name("templates") / "table.html.j2"
 
 
 def theme() -> None:
@@ -58,84 +62,71 @@ def theme() -> None:
 
 
 def table_html(frame: pd.DataFrame) -> str:
-    """A table as notebooks show it: numbers as their column needs, one header row, and nothing that repeats.
+    """A table as notebooks show it: numbers as their column needs, text to the left, one header row, no repetition.
 
-    In rows with an interval, value, ci_low and ci_high become one column, and what all rows share is said once above.
+    In rows with an interval, value, ci_low and ci_high become one column; what all rows share is the caption.
 
     >>> "0.910 [0.895, 0.926]" in table_html(pd.DataFrame({"value": [0.91], "ci_low": [0.895], "ci_high": [0.9256]}))
     True
     """
-    shown = frame if frame.index.name is None and frame.index.nlevels == 1 else frame.reset_index()
-    counts_rows = shown is not frame or pd.api.types.is_integer_dtype(frame.index)
-    shown, shared = shown.rename_axis(columns=None), ""
+    numbered = pd.api.types.is_integer_dtype(frame.index) and frame.index.name is None
+    shown = frame if numbered else frame.reset_index().rename(columns={"index": ""})
+    captions = [f"The first {_ROWS} of {len(frame):,} rows."] if len(frame) > _ROWS else []
     if {"ci_low", "ci_high"} <= set(shown):
         shown, shared = _with_intervals(shown)
+        captions += [f"All rows: {shared}"] if shared else []
     shown = shown.loc[:, [not empty for empty in shown.isin(["", None]).where(shown.notna(), True).all()]]
-    text = pd.DataFrame({place: _told(shown.iloc[:, place]) for place in range(shown.shape[1])}, index=shown.index)
-    text.columns = shown.columns
-    with pd.option_context("display.max_colwidth", None):
-        html = text.to_html(index=not counts_rows, border=0, max_rows=60, na_rep="")
-    return html.replace("<thead>", f"<caption>{escape(shared)}</caption><thead>", 1) if shared else html
+    cells = [_cells(shown.iloc[:_ROWS, place]) for place in range(shown.shape[1])]
+    columns = [
+        {"name": name, "text": not all(cell[:1] in "+-0123456789" for cell in column)}
+        for name, column in zip(shown.columns, cells, strict=True)
+    ]
+    template = jinja2.Template(_TABLE.read_text(encoding="utf-8"), autoescape=True, trim_blocks=True)
+    rows = list(zip(*cells, strict=True))
+    return str(template.render(caption=" ".join(captions), columns=columns, rows=rows))
 
 
 def _with_intervals(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows whose interval stands in the column of its value, and in words what all of them share."""
+    """Rows whose interval is in the column of its value, and in words what all of them share."""
     value = "value" if "value" in rows else rows.columns[list(rows.columns).index("ci_low") - 1]
     half = ((rows["ci_high"] - rows["ci_low"]) / 2).replace(0, np.nan).median()
     places = int(np.clip(np.ceil(-np.log10(half)) + 1, 0, 4)) if half > 0 else 4
-    told = [
+    texts = [
         f"{v:z,.{places}f} [{low:z,.{places}f}, {high:z,.{places}f}]" if high > low else _text(v)
         for v, low, high in zip(rows[value], rows["ci_low"], rows["ci_high"], strict=True)
     ]
-    merged = rows.assign(**{value: told}).drop(columns=["ci_low", "ci_high"])
+    merged = rows.assign(**{value: texts}).drop(columns=["ci_low", "ci_high"])
     constant = [name for name in _SHARED if name in merged and len(merged) > 1 and len(set(merged[name])) == 1]
-    shared = ", ".join(f"{name} {_told(merged[name]).iloc[0]}" for name in constant)
-    return merged.drop(columns=constant), shared and f"All rows: {shared}"
+    shared = ", ".join(f"{name} {_text(merged[name].iloc[0])}" for name in constant)
+    return merged.drop(columns=constant), shared
 
 
-def _told(column: pd.Series) -> pd.Series:
-    """The cells of a column as text: as many decimals as the column needs, four at most.
+def _cells(column: pd.Series) -> list[str]:
+    """The cells of a column as text: four digits of the largest, whole numbers whole; of unlike sizes four of each.
 
-    >>> _told(pd.Series([0.044, -0.0])).tolist(), _told(pd.Series([1234, 5])).tolist()
-    (['0.044', '0.000'], ['1,234', '5'])
-    >>> _told(pd.Series([0.123456, 2.0])).tolist(), _told(pd.Series([1995], name="year")).tolist()
-    (['0.1235', '2.0000'], ['1995'])
+    >>> _cells(pd.Series([0.044, -0.0])), _cells(pd.Series([1234, 5])), _cells(pd.Series([943, 0.063]))
+    (['0.0440', '0.0000'], ['1,234', '5'], ['943', '0.063'])
     """
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.name in _PLAIN:
-        return column.map(_text)
-    numbers = column.dropna().astype(float)
-    sizes = numbers.abs()[numbers != 0]
-    if len(sizes) and sizes.min() < 1 and sizes.max() >= 100:  # a column of unlike quantities
-        return column.map(_text)
-    most = 4 if numbers.abs().max() < 100 else 1
-    places = next((p for p in range(most) if np.allclose(numbers, numbers.round(p), rtol=0, atol=1e-9)), most)
-    return column.map(lambda v: "" if pd.isna(v) else f"{v:.0e}" if 0 < abs(v) < 5e-5 else f"{v:z,.{places}f}")
+        return [_text(cell) for cell in column]
+    sizes = column[column.notna() & (column != 0)].abs().astype(float)
+    if len(sizes) and (sizes.min() < 1e-4 or sizes.min() < 1 <= sizes.max() / 100):
+        return [significant(cell, 4) for cell in column]
+    whole = sizes.eq(sizes.round()).all()
+    places = 0 if whole else int(np.clip(3 - np.floor(np.log10(sizes.max())), 0, 4))
+    return ["" if pd.isna(cell) else f"{cell:z,.{places}f}" for cell in column]
 
 
 def _text(cell: Any) -> str:
     """
-    >>> _text("a"), _text(None), _text(0.5), _text(100000), _text(["x", "y"])
-    ('a', '', '0.5000', '100,000', 'x, y')
+    >>> _text("a"), _text(None), _text(0.5), _text(1995), _text(["x", "y"])
+    ('a', '', '0.5', '1995', 'x, y')
     """
-    if isinstance(cell, float):
-        return "" if np.isnan(cell) else _number(cell)
     if isinstance(cell, (list, tuple, np.ndarray)):
         return ", ".join(map(str, cell))
-    if isinstance(cell, int) and not isinstance(cell, bool) and abs(cell) >= 10_000:
-        return f"{cell:,}"
+    if isinstance(cell, float) or (isinstance(cell, int) and cell >= 10_000):
+        return significant(cell, 4)
     return "" if cell is None or cell is pd.NA else str(cell)
-
-
-def _number(value: float) -> str:
-    """
-    >>> _number(0.910094), _number(2.4e-7), _number(0.0), _number(1234.5), _number(943.0)
-    ('0.9101', '2.4e-07', '0.0000', '1,234.5', '943')
-    """
-    if abs(value) >= 10 and value == int(value):
-        return f"{value:,.0f}"
-    if 0 < abs(value) < 5e-5:
-        return f"{value:.1e}"
-    return f"{value:z.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def look(model: str) -> dict[str, Any]:
@@ -159,17 +150,7 @@ def markdown(text: str) -> None:
     display(Markdown(text))
 
 
-def aside(text: str) -> None:
-    """Say why a section has nothing to show in this run; of a section with nothing else the site keeps this only."""
-    display(Markdown(text), metadata={ASIDE: True})
-
-
-def counted(n: int, noun: str) -> str:
-    """
-    >>> counted(1, "day"), counted(7, "day")
-    ('1 day', '7 days')
-    """
-    return f"{n:,} {noun}{'s' * (n != 1)}"
+aside = markdown  # of notebooks that do not conclude yet
 
 
 def lines(
@@ -230,3 +211,17 @@ def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value"
     ax.set_yticks(range(len(frame)), frame[label].astype(str))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
+
+
+def models_figure(models: pd.DataFrame) -> Figure:
+    """Models under the two tracks, best first: a panel for rating error and one for ranking."""
+    tracks = [rows for _, rows in models.groupby(["protocol", "metric"], sort=False)]
+    heights = [len(rows) + 1 for rows in tracks]
+    figure, axes = plt.subplots(len(tracks), 1, figsize=(7.2, 1 + 0.32 * sum(heights)), height_ratios=heights)
+    for ax, rows in zip(np.atleast_1d(axes), tracks, strict=True):
+        metric, protocol = rows.iloc[0][["metric", "protocol"]]
+        ordered = rows.assign(name=rows["model"].map(MODELS)).sort_values("value", ascending=metric == "rmse")
+        intervals(ax, ordered, label="name", model="model")
+        ax.margins(y=0.15)
+        ax.set_title(f"{metric} ({protocol}), {'lower' if metric == 'rmse' else 'higher'} is better")
+    return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,6 @@ from IPython.display import display
 
 from recsys_study import dask_cluster as cluster
 from recsys_study import figures
-from recsys_study.decisions import primary_contrast
 from recsys_study.findings import Contrast, Finding, conclude
 from recsys_utils.base import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
@@ -45,7 +45,7 @@ class Stage:
         self._meta: dict[str, Any] | None = None  # as 01_ingest itself saves it
         self._metrics: list[pd.DataFrame] = []
         self._findings: list[dict[str, Any]] = []
-        self._primaries: list[dict[str, Any]] = []
+        self._primaries: list[tuple[str, dict[str, Any]]] = []
         if self.output is not None:
             for folder in ("tables", "figures"):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
@@ -171,12 +171,11 @@ class Stage:
         """Show and record an answer; ``evidence`` rows carry metric, value, ci_low, ci_high, n."""
         if not evidence:
             raise ValueError(f"finding {id!r} has no evidence")
-        rows = [{c: _plain(row[c]) for c in ("metric", *METRIC_COLUMNS[6:])} for row in evidence]
         if any(f["id"] == id for f in self._findings):
             raise ValueError(f"finding {id!r} is given twice")
         self._findings.append(
             {"id": id, "stage": self.name, "question": question, "answer": answer, "confidence": confidence,
-             "evidence": rows}
+             "contrasts": [], "facts": {}, "caveats": []}
         )  # fmt: skip
         figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
 
@@ -186,15 +185,7 @@ class Stage:
         record = finding.to_json()
         if any(f["id"] == id for f in self._findings):
             raise ValueError(f"finding {id!r} is given twice")
-        columns = ("value", "ci_low", "ci_high", "n")
-        rows = [{"metric": f"{c.of}: {c.label}"} | {k: getattr(c, k) for k in columns} for c in contrasts]
-        # until 11_findings and the report read contrasts themselves: the columns they know
-        self._findings.append(record | {"evidence": rows})
-        self._primaries += [
-            {"question": id, "contrast": c.label, "mdd": 2.8 * (c.ci_high - c.ci_low) / 3.92}
-            | {k: getattr(c, k) for k in (*columns, "p", "margin", "verdict")}
-            for c in contrasts if c.primary
-        ]  # fmt: skip
+        self._findings.append(record)
         figures.markdown(
             "\n\n".join([f"**{finding.question}**", finding.answer, *(f"- {line}" for line in finding.caveats)])
         )
@@ -204,15 +195,13 @@ class Stage:
         return finding
 
     def primary(self, question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> None:
-        """Record the contrast that was declared to answer a finding; 11_findings corrects all of them together.
-
-        Higher must be better: of two errors pass the negative difference. ``margin`` is in the contrast's own unit.
-        """
-        row = primary_contrast(question, contrast, difference, margin)
-        self._primaries.append({key: _plain(value) for key, value in row.items()})
+        """Declare a contrast of a finding; notebooks that conclude need it no more."""
+        of = Contrast.from_estimate(f"primary-{len(self._primaries)}", contrast, difference, of=contrast, margin=margin,
+                                    primary=True)  # fmt: skip
+        self._primaries.append((question, asdict(of)))
 
     def close(self, *, fitted: int = 0, evaluated: int = 0) -> None:
-        """Write metrics.csv, findings.json, primary.json and scope.json; call once, in the last cell.
+        """Write metrics.csv, findings.json and scope.json; call once, in the last cell.
 
         Parameters
         ----------
@@ -224,20 +213,11 @@ class Stage:
         self.save(SCOPE, {"ratings_fitted": fitted, "users_evaluated": evaluated})
         rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
         write_csv(rows, self.output / "metrics.csv")
+        for finding in self._findings:
+            finding["contrasts"] += [contrast for question, contrast in self._primaries if question == finding["id"]]
         self.save("findings.json", self._findings)
-        if not (self.output / "primary.json").exists():
-            self.save("primary.json", self._primaries)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write a CSV whose bytes depend on the values alone (6 decimals, \\n, UTF-8)."""
     frame.to_csv(path, index=False, float_format="%.6f", lineterminator="\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """numpy scalars to JSON numbers rounded like the tables; strings stay."""
-    if isinstance(value, (np.integer, int)):
-        return int(value)
-    if isinstance(value, (np.floating, float)):
-        return round(float(value), 6)
-    return value
