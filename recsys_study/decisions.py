@@ -9,4 +9,8 @@ from recsys_utils.evaluation.significance import MARGIN, Estimate, minimum_detec
 
 def primary_contrast(question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> dict[str, Any]:
     """The verdict and minimum detectable difference of a contrast."""
-    return {"mdd": minimum_detectable_difference(difference), "verdict": verdict(difference, margin)}
+    return {
+        "contrast": contrast,
+        "mdd": minimum_detectable_difference(difference),
+        "verdict": verdict(difference, margin),
+    }
