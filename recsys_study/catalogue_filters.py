@@ -163,7 +163,7 @@ class FilterStudy:
         top = self.usual
         keys = {"none": (NONE, ALL), "filtered": (top, ALL), "kept_only": (top, top), "kept_unfiltered": (NONE, top)}
         rmse = {key: boot.rmse(sums["squared"], sums["count"]).value for key, sums in self.errors.items()}
-        share = shares.set_index("filter").loc[top]
+        share = shares.set_index("filter").loc[top].to_dict()
         return {
             "filter": top, "items": int(share["items"]), "share_of_ratings": share["share_of_ratings"],
             "share_of_tail_ratings": share["share_of_tail_ratings"],
