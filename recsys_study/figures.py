@@ -22,23 +22,13 @@ from recsys_utils.base import counted as counted
 
 _PETROFF = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
 _PETROFF += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
-_LOOKS = {
-    # model: (colour, marker); colour is always backed by the marker or a label
-    "popularity": (_PETROFF[3], "s"),
-    "content": (_PETROFF[1], "^"),
-    "svd": (_PETROFF[2], "v"),
-    "knn": (_PETROFF[4], "D"),
-    "item_knn": (_PETROFF[5], "P"),
-    "ease": (_PETROFF[0], "o"),
-    "mixture": (_PETROFF[9], "*"),
-    "blend": (_PETROFF[6], "X"),
-    "latent_traits": (_PETROFF[7], "h"),
-    "bayesian_fm": (_PETROFF[8], "p"),
-    "ladder": (_PETROFF[6], "X"),
-    "neighbours": ("#1b3a57", "<"),
-    "item mean + offset": ("#5f7f2f", ">"),
-    "user mean": ("#c08497", "d"),
-}
+_LOOKS = {  # model: (colour, marker); colour is always backed by the marker or a label
+    "popularity": (_PETROFF[3], "s"), "content": (_PETROFF[1], "^"), "svd": (_PETROFF[2], "v"),
+    "knn": (_PETROFF[4], "D"), "item_knn": (_PETROFF[5], "P"), "ease": (_PETROFF[0], "o"),
+    "mixture": (_PETROFF[9], "*"), "blend": (_PETROFF[6], "X"), "latent_traits": (_PETROFF[7], "h"),
+    "bayesian_fm": (_PETROFF[8], "p"), "ladder": (_PETROFF[6], "X"), "neighbours": ("#1b3a57", "<"),
+    "item mean + offset": ("#5f7f2f", ">"), "user mean": ("#c08497", "d"),
+}  # fmt: skip
 _SHARED = ("stage", "protocol", "model", "variant", "segment", "metric", "n")  # of metric rows, shown once if constant
 _PLAIN = ("year",)  # whole numbers that are names
 _ROWS = 60  # of a table that are shown
@@ -153,18 +143,6 @@ def markdown(text: str) -> None:
 aside = markdown  # of notebooks that do not conclude yet
 
 
-def lines(
-    ax: Axes, frame: pd.DataFrame, x: str, *, by: str, value: str = "value", low: str = "ci_low", high: str = "ci_high",
-    styled: bool = True,
-) -> None:  # fmt: skip
-    """One line with its band per level of ``by``; ``styled`` uses the models' own colours and markers."""
-    for name, part in frame.groupby(by, sort=False):
-        part = part.sort_values(x)
-        style = look(str(name)) if styled else {"marker": "o"}
-        (line,) = ax.plot(part[x], part[value], label=str(name), markersize=4.5, linewidth=1.6, **style)
-        ax.fill_between(part[x], part[low], part[high], color=line.get_color(), alpha=0.15, linewidth=0)
-
-
 def dodged(
     ax: Axes, frame: pd.DataFrame, x: str, *, by: str, order: Sequence[str], width: float,
     looks: Mapping[str, dict[str, Any]] | None = None,
@@ -187,16 +165,17 @@ def dodged(
 def differences(
     ax: Axes, frame: pd.DataFrame, x: str, *, by: str, margin: float | None = None, styled: bool = False
 ) -> None:
-    """:func:`lines` at evenly spaced places for the values of x; with a margin also 0 and the margin below it."""
+    """A line with its band per level of ``by``, the values of x evenly spaced; with a margin also 0 and -margin."""
     ticks = sorted(frame[x].unique())
-    lines(ax, frame.assign(place=frame[x].map(ticks.index)), "place", by=by, styled=styled)
+    for (name, part), marker in zip(frame.groupby(by, sort=False), "osD^vPX*", strict=False):
+        part = part.sort_values(x)
+        places = [ticks.index(value) for value in part[x]]
+        style = look(str(name)) if styled else {"marker": marker}
+        (line,) = ax.plot(places, part["value"], label=str(name), markersize=4.5, linewidth=1.6, **style)
+        ax.fill_between(places, part["ci_low"], part["ci_high"], color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
-    if not styled:
-        for line, marker in zip(ax.get_lines(), "osD^vP", strict=False):
-            line.set_marker(marker)
-    if margin is not None:
-        ax.axhline(0, color="0.4", linewidth=0.9)
-        ax.axhline(-margin, color="0.4", linewidth=0.9, linestyle="--")
+    for level, style in [] if margin is None else [(0, "-"), (-margin, "--")]:
+        ax.axhline(level, color="0.4", linewidth=0.9, linestyle=style)
 
 
 def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",
