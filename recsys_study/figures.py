@@ -174,8 +174,8 @@ def differences(
         (line,) = ax.plot(places, part["value"], label=str(name), markersize=4.5, linewidth=1.6, **style)
         ax.fill_between(places, part["ci_low"], part["ci_high"], color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
-    for level, style in [] if margin is None else [(0, "-"), (-margin, "--")]:
-        ax.axhline(level, color="0.4", linewidth=0.9, linestyle=style)
+    for level, dashes in [] if margin is None else [(0, "-"), (-margin, "--")]:
+        ax.axhline(level, color="0.4", linewidth=0.9, linestyle=dashes)
 
 
 def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",
