@@ -55,6 +55,7 @@ def test_the_discussion_relies_on_verdicts_that_hold() -> None:
     answers = json.loads((PUBLISHED / "findings.json").read_text(encoding="utf-8"))
     texts = list(findings.discussions(PUBLISHED / "discussion", answers, "ml-100k"))
     assert [flip for text in texts for flip in text.flipped] == []
+    assert {text.id for text in texts} >= set(OPEN_QUESTIONS)
     assert [(text.id, len(text.text.split())) for text in texts if not 80 <= len(text.text.split()) <= 200] == []
 
 

@@ -191,6 +191,7 @@ def test_published_results_are_whole_and_light() -> None:
         "alpha_curves.png",
         "ml-latest-small",
         "ladder",
+        "discussion",
         *(path.name for path in NOTEBOOKS),
     }
     assert {path.name for path in (published / "ml-latest-small").iterdir()} == {
