@@ -1,4 +1,4 @@
-"""The SVD grid of fast_grid (24 settings x 3 folds) beside Surprise's GridSearchCV on the same folds.
+"""The SVD grid of grid_kernels (24 settings x 3 folds) beside Surprise's GridSearchCV on the same folds.
 
 Both search twice: with rows sorted by user and item, as the study has them, and with shuffled rows, as Surprise's own
 KFold leaves them, which costs Surprise more. By default it tries one pair of lr and reg for each number of factors and
@@ -19,10 +19,11 @@ from surprise.model_selection import GridSearchCV
 
 from benchmarks.generated import movielens_like
 from benchmarks.measure import Contender, Row, compare
+from recsys_study.grid_search import settings
 from recsys_utils.base import project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
-from recsys_utils.models import fast_grid
-from recsys_utils.models.collaborative import KNN, SVD, RatingModel, predict_by_surprise, settings, surprise_trainset
+from recsys_utils.models import grid_kernels
+from recsys_utils.models.surprise_models import KNN, SVD, SurpriseModel, predict_by_surprise, surprise_trainset
 
 GRID = {"n_factors": [50, 100, 150], "n_epochs": [20, 30], "lr": [0.005, 0.01], "reg": [0.02, 0.1]}
 SHAPE = (943, 1682, 100_000)  # users, films, ratings of MovieLens 100K
@@ -32,9 +33,9 @@ Verdict = tuple[bool, str]
 
 
 class Folds:
-    """fast_grid's folds as a cross-validation iterator of Surprise."""
+    """grid_kernels's folds as a cross-validation iterator of Surprise."""
 
-    def __init__(self, pairs: Sequence[fast_grid.Pair], shuffled: bool) -> None:
+    def __init__(self, pairs: Sequence[grid_kernels.Pair], shuffled: bool) -> None:
         self.pairs, self.shuffled = pairs, shuffled
 
     def get_n_folds(self) -> int:
@@ -52,17 +53,17 @@ class Folds:
 
 
 def by_fast_grid(
-    pairs: Sequence[fast_grid.Pair], options: Sequence[RatingModel], jobs: int, shuffled: bool
+    pairs: Sequence[grid_kernels.Pair], options: Sequence[SurpriseModel], jobs: int, shuffled: bool
 ) -> Generator[None, None, np.ndarray]:
     """Mean RMSE of each option; the kernels are compiled before the clock starts."""
     small = pairs[0][0].where(np.arange(len(pairs[0][0])) < 200)
-    fast_grid.errors([(small, small)], [replace(o, n_epochs=1) if isinstance(o, SVD) else o for o in options])
+    grid_kernels.errors([(small, small)], [replace(o, n_epochs=1) if isinstance(o, SVD) else o for o in options])
     yield
-    return fast_grid.errors(pairs, options, jobs=jobs, stored=shuffled)[..., 0].mean(axis=0)
+    return grid_kernels.errors(pairs, options, jobs=jobs, stored=shuffled)[..., 0].mean(axis=0)
 
 
 def by_surprise(
-    pairs: Sequence[fast_grid.Pair], options: Sequence[RatingModel], jobs: int, shuffled: bool
+    pairs: Sequence[grid_kernels.Pair], options: Sequence[SurpriseModel], jobs: int, shuffled: bool
 ) -> Generator[None, None, np.ndarray]:
     """Mean RMSE of each option by GridSearchCV, which joblib spreads over settings and folds."""
     lists: dict[str, list[Any]] = {}
@@ -93,14 +94,14 @@ def _sorted(arguments: dict[str, Any]) -> list[Any]:
 
 
 def agreement(
-    pair: fast_grid.Pair, tried: Sequence[RatingModel], shuffled: bool, ours: np.ndarray, theirs: np.ndarray
+    pair: grid_kernels.Pair, tried: Sequence[SurpriseModel], shuffled: bool, ours: np.ndarray, theirs: np.ndarray
 ) -> Verdict:
     """Whether the errors of the settings both tried and the best of them agree, and, rows sorted, its predictions."""
     best = tried[int(ours.argmin())]
     same = bool(ours.argmin() == theirs.argmin())
     gaps = {"their mean RMSE differ": float(np.abs(ours - theirs).max())}
     if not shuffled:
-        found = fast_grid.predictions(*pair, [best])[0] - predict_by_surprise(*pair, best)
+        found = grid_kernels.predictions(*pair, [best])[0] - predict_by_surprise(*pair, best)
         gaps["predictions of the best"] = float(np.abs(found).max())
     return max(gaps.values()) <= LIMIT and same, (
         f"{'same' if same else 'another'} best of {len(tried)} settings; "
@@ -125,7 +126,7 @@ def run(*, full: bool = False, shares: Sequence[float] | None = None, folds: int
 
     With ``full`` Surprise tries every setting.
     """
-    options: list[RatingModel] = list(settings(SVD, GRID))
+    options: list[SurpriseModel] = list(settings(SVD, GRID))
     tried = options if full else [o for o in options if (o.lr, o.reg) == (GRID["lr"][0], GRID["reg"][0])]
     shares = sizes() if shares is None else shares
     rows = []
@@ -136,15 +137,15 @@ def run(*, full: bool = False, shares: Sequence[float] | None = None, folds: int
 
 
 def grid_rows(
-    benchmark: str, model: str, data: Interactions, options: list[RatingModel], tried: list[RatingModel], folds: int,
-    *, jobs: int = 1, shuffled: bool = False,
+    benchmark: str, model: str, data: Interactions, options: list[SurpriseModel], tried: list[SurpriseModel],
+    folds: int, *, jobs: int = 1, shuffled: bool = False,
 ) -> list[Row]:  # fmt: skip
     """Rows of one grid at one size."""
     if shuffled:
         order = np.random.default_rng(0).permutation(len(data))
         columns = {name: getattr(data, name)[order] for name in ("user", "item", "rating", "timestamp")}
         data = replace(data, **columns)
-    pairs = fast_grid.shuffled_folds(data, folds, 1)
+    pairs = grid_kernels.shuffled_folds(data, folds, 1)
     both = [options.index(option) for option in tried]
     rows = f"{'shuffled' if shuffled else 'sorted'} rows"
     return compare(
@@ -153,7 +154,7 @@ def grid_rows(
             "task": f"{model}: {len(options)} settings x {folds} folds, {rows}, {jobs} job{'s' * (jobs > 1)}",
         },
         [
-            Contender("fast_grid.errors", by_fast_grid, (pairs, options, jobs, shuffled), jobs=jobs),
+            Contender("grid_kernels.errors", by_fast_grid, (pairs, options, jobs, shuffled), jobs=jobs),
             Contender(
                 "Surprise GridSearchCV", by_surprise, (pairs, tried, jobs, shuffled),
                 share=len(tried) / len(options), jobs=jobs,

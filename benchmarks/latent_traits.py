@@ -14,7 +14,7 @@ import surprise
 from benchmarks.measure import Contender, Row, compare
 from recsys_utils.base import Scale, child_rng
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import surprise_trainset
+from recsys_utils.models.surprise_models import surprise_trainset
 from recsys_utils.models.variational_mf import VariationalMF
 
 NOISE = 0.8  # planted standard deviation

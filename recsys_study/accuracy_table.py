@@ -17,13 +17,13 @@ from sklearn.linear_model import RidgeCV
 
 from recsys_study.bayesian_fm import FEATURES, BayesianFM
 from recsys_study.latent_factors import inside
-from recsys_utils.base import InputError, child_seed
+from recsys_utils.base import Floats, InputError, child_seed
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import check_train, summarise_errors
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, metric_rows
-from recsys_utils.models import fast_grid
-from recsys_utils.models.collaborative import KNN, SVD, Floats
+from recsys_utils.models import grid_kernels
+from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.models.variational_mf import VariationalMF
 
 Model = SVD | KNN | VariationalMF | BayesianFM
@@ -69,7 +69,7 @@ def u1_steps(
 ) -> list[Step]:  # fmt: skip
     """rating-u1: a step for each of ``seeds`` start values; ``svd`` and ``knn`` are chosen from inside u1.base.
 
-    ``folds`` and ``tried`` as in :func:`collaborative.nested_rating_error`.
+    ``folds`` and ``tried`` as in :func:`grid_search.nested_rating_error`.
 
     Raises
     ------
@@ -84,8 +84,8 @@ def u1_steps(
             "dataset.store and dataset.merge_doubles."
         )
     train, asked = data.where(~test), data.where(test)
-    inner = fast_grid.shuffled_folds(train, folds, child_seed(seed, "u1"))[:tried]
-    best = [int(fast_grid.errors(inner, o, jobs=jobs)[..., 0].mean(axis=0).argmin()) for o in (svd, knn)]
+    inner = grid_kernels.shuffled_folds(train, folds, child_seed(seed, "u1"))[:tried]
+    best = [int(grid_kernels.errors(inner, o, jobs=jobs)[..., 0].mean(axis=0).argmin()) for o in (svd, knn)]
     starts = [child_seed(seed, "u1", number) for number in range(seeds)]
     singles = [rungs(replace(svd[best[0]], seed=s), knn[best[1]], has_time=True, seed=s) for s in starts]
     return [Step(train, asked, models) for models in singles]
@@ -107,7 +107,7 @@ def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFr
     tasks, tuning = [], []
     for number, step in enumerate(steps):
         tasks += [(number, name, False, step.train, step.asked) for name in step.models]
-        fit, held = fast_grid.shuffled_folds(step.train, INNER_FOLDS, child_seed(seed, "stack", number))[0]
+        fit, held = grid_kernels.shuffled_folds(step.train, INNER_FOLDS, child_seed(seed, "stack", number))[0]
         tasks += [(number, name, True, fit, held) for name in step.models if name not in KNOWN]
         tuning.append(held.rating)
     found = Parallel(n_jobs=jobs)(
@@ -144,7 +144,7 @@ def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[
     elif isinstance(model, VariationalMF):
         mean, deviation = replace(model).fit(train).at(train.user_item, asked.user, asked.item)
     else:
-        mean, deviation = fast_grid.predictions(train, asked, [model])[0], np.full(len(asked), np.nan)
+        mean, deviation = grid_kernels.predictions(train, asked, [model])[0], np.full(len(asked), np.nan)
     return mean, deviation, time.perf_counter() - start
 
 

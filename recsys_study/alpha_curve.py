@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingRegressor
 
+from recsys_study.grid_search import parameters
 from recsys_utils.base import USER, Recommender, Scores, child_seed
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics, protocols
 from recsys_utils.evaluation.protocols import VALIDATION_PARTS, Case, Mask, rank_and_measure
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, metric_rows
-from recsys_utils.models.collaborative import parameters
 from recsys_utils.models.content import ContentModel
 from recsys_utils.ranking import blend
 from recsys_utils.ranking.blend import CURVES, NORMALISATIONS, AlphaCurve, Blend, Mixture

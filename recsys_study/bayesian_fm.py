@@ -19,11 +19,10 @@ from scipy.sparse import csr_matrix, hstack, identity
 from scipy.special import ndtr
 from sklearn.preprocessing import OneHotEncoder, normalize
 
-from recsys_utils.base import InputError, child_seed
+from recsys_utils.base import Floats, InputError, child_seed
 from recsys_utils.data.interactions import DAY, Interactions
 from recsys_utils.evaluation.metrics import pattern
-from recsys_utils.models import fast_grid
-from recsys_utils.models.collaborative import Floats
+from recsys_utils.models import grid_kernels
 
 INSTALL = 'pip install "myfm==0.4.0" "setuptools>=77,<81"'
 FEATURES = ("time", "implicit", "moment")
@@ -184,7 +183,7 @@ def moment(train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
     training part; 0 where nothing is near. Random folds tell much by it, since people rate in sittings and a site shows
     lists of like items; of ratings to come it tells nothing.
     """
-    user_bias, item_bias = fast_grid.baselines(train)
+    user_bias, item_bias = grid_kernels.baselines(train)
     off = train.rating - train.rating.mean(dtype=np.float64) - user_bias[train.user] - item_bias[train.item]
     user, time = np.r_[train.user, asked.user], np.r_[train.timestamp, asked.timestamp]
     known = np.zeros((2, len(user)))  # deviations and their number: nothing is known of what is asked

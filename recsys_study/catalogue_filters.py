@@ -33,8 +33,9 @@ from recsys_utils.evaluation.protocols import (
     warm_split,
 )
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
-from recsys_utils.models.collaborative import EASE, SVD, predict_by_surprise
 from recsys_utils.models.content import FIELDS
+from recsys_utils.models.rankers import EASE
+from recsys_utils.models.surprise_models import SVD, predict_by_surprise
 
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # filter trained on, filter tested on

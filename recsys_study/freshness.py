@@ -28,7 +28,8 @@ from recsys_utils.evaluation.protocols import (
     tie_order,
 )
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, minimum_detectable_difference, verdict
-from recsys_utils.models.collaborative import KNN, SVD, Popularity, RatingModel, predict_by_surprise
+from recsys_utils.models.rankers import Popularity
+from recsys_utils.models.surprise_models import KNN, SVD, SurpriseModel, predict_by_surprise
 
 NDCG = "ndcg@10"
 FRESH = "a fresh model"
@@ -274,7 +275,7 @@ def cache_losses(
 # ---- users whom no model was trained on
 
 
-def served_and_own(data: Interactions, test: NDArray[np.bool_], model: RatingModel) -> pd.DataFrame:
+def served_and_own(data: Interactions, test: NDArray[np.bool_], model: SurpriseModel) -> pd.DataFrame:
     """Predictions for held-out ratings (N_test,): ``own`` by Surprise, ``served`` by folding the user's row in."""
     train, held_out = data.where(~test), data.where(test)
     served = deepcopy(model).fit(train).ratings(train.user_item)[held_out.user, held_out.item]
@@ -329,7 +330,7 @@ def _joined(train: Interactions, users: NDArray[np.intp], rows: csr_matrix) -> I
     return replace(train, user=user, item=item, rating=rating, timestamp=np.zeros(len(user), np.int64))
 
 
-def _squared_errors(base: RatingModel, case: Case) -> pd.DataFrame:
+def _squared_errors(base: SurpriseModel, case: Case) -> pd.DataFrame:
     """Per user the squared errors on the target, by the fitted ``base`` and by the same trained on the case."""
     targets = case.relevant_any.tocoo()
     folded = base.ratings(case.profiles)[targets.row, targets.col]

@@ -14,12 +14,11 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
-from recsys_utils.base import Scores
+from recsys_utils.base import Floats, Scores
 from recsys_utils.data.interactions import Interactions, item_counts
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import Case
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
-from recsys_utils.models.collaborative import Floats
 from recsys_utils.models.variational_mf import VariationalMF
 
 LEVELS = (0.5, 0.8, 0.95)

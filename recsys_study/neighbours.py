@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from recsys_study.grid_search import setting_text
 from recsys_utils.base import ITEM, RATING, USER, Scores
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics
@@ -30,8 +31,8 @@ from recsys_utils.evaluation.protocols import (
     target_size,
 )
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, metric_rows
-from recsys_utils.models.collaborative import Popularity, setting_text
 from recsys_utils.models.neighbours import Neighbours, good_films, item_mean_and_offset, leave_one_out, predict_pairs
+from recsys_utils.models.rankers import Popularity
 from recsys_utils.personal.own_ratings import OwnRatings
 
 Floats = NDArray[np.float64]

@@ -27,6 +27,7 @@ SCOPE = "scope.json"  # of a stage: ratings fitted and users evaluated
 MOST_RATED = 15_000  # items that models of all pairs of items compare unless told otherwise
 
 Scores = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
 class InputError(Exception):

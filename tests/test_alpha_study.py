@@ -30,8 +30,9 @@ from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation.protocols import fold_users, make_splits, profile_size_cases, rank_and_measure, warm_split
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
+from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.ranking.blend import CURVES, Blend, Mixture
 
 SIZES = [0, 2, 3, 8]

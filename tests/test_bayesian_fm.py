@@ -16,7 +16,7 @@ from recsys_utils.base import InputError, Scale
 from recsys_utils.data.interactions import DAY, Interactions
 from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import LeakError
-from recsys_utils.models import fast_grid
+from recsys_utils.models import grid_kernels
 
 SMALL = BayesianFM(("time", "implicit", "moment"), rank=3, sweeps=12, burn_in=4, chains=2, seed=1)
 
@@ -41,7 +41,7 @@ def tiny(times: list[int]) -> Interactions:
 
 def test_the_moment_is_a_faded_mean_of_the_users_other_ratings() -> None:
     train = tiny([1000, 1060, 1000])
-    user, item = fast_grid.baselines(train)
+    user, item = grid_kernels.baselines(train)
     off = train.rating - (5 + 2 + 3) / 3 - user[train.user] - item[train.item]
     fade = np.exp(-60 / NEAR)  # one other rating, a minute away
     known, asked = moment(train, train.where(np.array([True, False, True])))

@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.base import InputError, Recommender, Scale, Scores
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import EASE, ItemKNN, Popularity
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.ranking.blend import (
     CURVES,
     FLATTEST,

@@ -12,9 +12,10 @@ import pytest
 
 from recsys_utils.base import InputError, Recommender, Scale
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.neighbours import Neighbours
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
+from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.ranking.blend import CURVES, Blend, Mixture
 from recsys_utils.ranking.bundle import MANIFEST, Bundle, _npz, write_bundle
 from recsys_utils.ranking.recommend import Ladder

@@ -18,7 +18,7 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import generate
 from recsys_utils.evaluation import metrics, protocols
 from recsys_utils.evaluation.protocols import Case, LeakError
-from recsys_utils.models.collaborative import Popularity
+from recsys_utils.models.rankers import Popularity
 
 N_USERS, N_ITEMS = 120, 150
 

@@ -22,8 +22,9 @@ from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation.protocols import LeakError, Mask
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import EASE, SVD
 from recsys_utils.models.content import FIELDS
+from recsys_utils.models.rankers import EASE
+from recsys_utils.models.surprise_models import SVD
 
 LIMITS = {"top": 250, "rating": 7.0, "votes": 10_000, "count": 3}
 

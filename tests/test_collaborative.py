@@ -7,21 +7,12 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from recsys_study.grid_search import nested_rating_error, parameters, setting_text, settings
 from recsys_utils.base import InputError, RatingPredictor, Recommender, Scale
 from recsys_utils.data.interactions import Interactions, item_counts
-from recsys_utils.models import collaborative
-from recsys_utils.models.collaborative import (
-    EASE,
-    KNN,
-    SVD,
-    ItemKNN,
-    Popularity,
-    nested_rating_error,
-    parameters,
-    predict_by_surprise,
-    setting_text,
-    settings,
-)
+from recsys_utils.models import rankers, surprise_models
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
+from recsys_utils.models.surprise_models import KNN, SVD, predict_by_surprise
 
 KNN_SETTINGS = [
     KNN(kind=kind, similarity=similarity, user_based=user_based, k=7, min_support=support)
@@ -225,8 +216,8 @@ class TestSvd:
         error = {}
         for n in (3, 60):
             profiles = csr_matrix(np.where(np.arange(120) < n, seen[300:], 0).astype(np.float32))
-            for prior in (0, collaborative.PRIOR):
-                monkeypatch.setattr(collaborative, "PRIOR", prior)
+            for prior in (0, surprise_models.PRIOR):
+                monkeypatch.setattr(surprise_models, "PRIOR", prior)
                 error[n, prior > 0] = np.sqrt(np.square(model.ratings(profiles) - seen[300:])[:, 60:].mean())
         assert error[3, True] < error[3, False] - 0.02
         assert error[60, True] < error[60, False] + 0.005
@@ -238,7 +229,7 @@ class TestSvd:
         theirs = predict_by_surprise(ratings, ratings, model)
         ours = replace(model).fit(ratings).ratings(ratings.user_item)[ratings.user, ratings.item]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.99
-        monkeypatch.setattr(collaborative, "PRIOR", 0)
+        monkeypatch.setattr(surprise_models, "PRIOR", 0)
         ours = replace(model).fit(ratings).ratings(ratings.user_item)[ratings.user, ratings.item]
         assert np.abs(ours - theirs).mean() < 0.1
 
@@ -362,7 +353,7 @@ class TestGrid:
 
     def test_what_surprise_could_not_hold_is_refused_or_predicted_without_it(self, ratings, monkeypatch):
         """40 users: five matrices of 40 x 40 doubles take 64,000 bytes."""
-        monkeypatch.setattr(collaborative, "DENSE_BYTES", 63_999)
+        monkeypatch.setattr(rankers, "DENSE_BYTES", 63_999)
         with pytest.raises(InputError, match=r"Surprise's KNN: 40 x 40 .* at most 39"):
             predict_by_surprise(ratings, ratings, KNN())
         nested = nested_rating_error(

@@ -36,8 +36,8 @@ from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation.protocols import Case, LeakError, measure, rank_lists, warm_split
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import EASE, Popularity
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import EASE, Popularity
 from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend
 from recsys_utils.ranking.rerank import Catalogue
 

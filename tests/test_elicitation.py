@@ -17,7 +17,8 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import generate
 from recsys_utils.evaluation.protocols import Case, LeakError, make_splits, profile_size_cases
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import EASE, SVD
+from recsys_utils.models.rankers import EASE
+from recsys_utils.models.surprise_models import SVD
 from recsys_utils.personal import own_ratings
 from recsys_utils.ranking.elicitation import Adaptive, question_orders
 

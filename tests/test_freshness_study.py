@@ -17,7 +17,8 @@ from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.metrics import agreement
 from recsys_utils.evaluation.protocols import Timeline
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import EASE, KNN, SVD, Popularity, predict_by_surprise
+from recsys_utils.models.rankers import EASE, Popularity
+from recsys_utils.models.surprise_models import KNN, SVD, predict_by_surprise
 
 SMALL = World(users=150, items=400, days=130, seed=5)
 SETTINGS = {"ages": (1, 7, 30), "refit_days": 7, "warm_up_days": 20, "max_refits": 8, "seed": 2}

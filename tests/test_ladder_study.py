@@ -22,7 +22,7 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import LeakError, make_splits
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.collaborative import KNN, SVD
+from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.models.variational_mf import VariationalMF
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def test_a_stack_fitted_on_the_reported_fold_is_noticed(data, test, monkeypatch)
 
     def leaking(data: Interactions, test: np.ndarray) -> np.ndarray:
         held = data.where(test)
-        monkeypatch.setattr(ladder_study.fast_grid, "shuffled_folds", lambda *_: [(data.where(~test), held)])
+        monkeypatch.setattr(ladder_study.grid_kernels, "shuffled_folds", lambda *_: [(data.where(~test), held)])
         return run(data, test)
 
     check_blind(run, data, test)

@@ -29,8 +29,9 @@ from recsys_utils.data import catalogue
 from recsys_utils.data.fetch import fetch
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation.protocols import make_splits, warm_split
-from recsys_utils.models import fast_grid
-from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, predict_by_surprise
+from recsys_utils.models import grid_kernels
+from recsys_utils.models.rankers import EASE, ItemKNN
+from recsys_utils.models.surprise_models import KNN, SVD, predict_by_surprise
 from recsys_utils.personal import own_table as own_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,7 +242,7 @@ def test_svd_on_a_wide_scale_is_svd_on_stars() -> None:
     served, stars = (replace(model).fit(data).scores(data.user_item) for data in (wide, narrow))
     np.testing.assert_allclose(served, 24.75 * stars, rtol=1e-5)
     theirs = predict_by_surprise(wide, wide, model)
-    np.testing.assert_allclose(fast_grid.predictions(wide, wide, [model])[0], theirs, atol=1e-9)
+    np.testing.assert_allclose(grid_kernels.predictions(wide, wide, [model])[0], theirs, atol=1e-9)
     assert np.abs(theirs - wide.rating).mean() < np.abs(wide.rating - wide.rating.mean()).mean()
 
 

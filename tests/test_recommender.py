@@ -9,8 +9,9 @@ from scipy.sparse import csr_matrix, vstack
 
 from recsys_utils.base import InputError, Recommender, Scale
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import EASE, SVD, ItemKNN, Popularity
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
+from recsys_utils.models.surprise_models import SVD
 from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
 from recsys_utils.ranking.recommend import (
     COLUMNS,

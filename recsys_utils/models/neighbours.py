@@ -20,11 +20,10 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.base import ITEM, RANK, RATING, USER, InputError, Scale, Scores, check_memory, counted
+from recsys_utils.base import ITEM, RANK, RATING, USER, Floats, InputError, Scale, Scores, check_memory, counted
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import _checked, _RatingModel, _row_means
+from recsys_utils.models.rankers import RatingModel, checked, row_means
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Places = NDArray[np.int32] | Integers
 New = Callable[[str, tuple[int, ...], Any], NDArray[Any]]
@@ -63,7 +62,7 @@ class Nearest(NamedTuple):
 
 
 @dataclass
-class Neighbours(_RatingModel):
+class Neighbours(RatingModel):
     r"""User-based neighbours of any profile.
 
     ``prediction(i) = m + sum_v s_v (r_vi - m_v) / sum_v s_v`` over the v among the k nearest users who rated i, m and
@@ -120,7 +119,7 @@ class Neighbours(_RatingModel):
         # two copies of the ratings, and their positions while they are sorted
         needed, remedy = 24 * len(train) + 32 * sum(train.shape), "Build the store on disk (Neighbours.prepare)."
         check_memory(needed, f"Neighbours among {len(train):,} ratings", remedy)
-        self._keep_scale(train)
+        self.keep_scale(train)
         self._pack(train.user, train.item, train.rating, train.shape, lambda _, shape, dtype: np.empty(shape, dtype))
         return self
 
@@ -248,7 +247,7 @@ class Neighbours(_RatingModel):
     def ratings(self, profiles: csr_matrix) -> Scores:
         """(users, items) float32 on the scale; the profile's mean where there is no prediction (empty: that of all)."""
         predicted, _ = self.predict(profiles)
-        own = _row_means(profiles, self.grid[2]).astype(np.float32)
+        own = row_means(profiles, self.grid[2]).astype(np.float32)
         return np.clip(np.where(np.isnan(predicted), own[:, None], predicted), self.bounds[0], self.bounds[1])
 
     def scores(self, profiles: csr_matrix) -> Scores:
@@ -256,7 +255,7 @@ class Neighbours(_RatingModel):
         return np.nan_to_num(self.predict(profiles)[0], copy=False, nan=-np.inf)
 
     def _query(self, profiles: csr_matrix) -> tuple[Integers, NDArray[np.int32], Floats]:
-        profiles = _checked(profiles, len(self.item_mean))
+        profiles = checked(profiles, len(self.item_mean))
         x = (profiles.data.astype(np.float64) - self.grid[0]) / self.grid[1]
         return profiles.indptr.astype(np.int64), profiles.indices.astype(np.int32), x
 
@@ -461,7 +460,7 @@ def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places,
     counts, sums = (np.bincount(train.item, weights, len(train.items)) for weights in (None, train.rating))
     mean = np.where(counts > 0, sums / np.maximum(counts, 1), float(train.rating.mean()))
     distance = csr_matrix((profiles.data - mean[profiles.indices], profiles.indices, profiles.indptr), profiles.shape)
-    return np.clip(mean[item] + _row_means(distance, 0.0)[row], train.scale.lo, train.scale.hi)
+    return np.clip(mean[item] + row_means(distance, 0.0)[row], train.scale.lo, train.scale.hi)
 
 
 def good_films(

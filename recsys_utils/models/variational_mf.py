@@ -20,9 +20,9 @@ from scipy.sparse import csr_matrix
 from scipy.special import digamma, gammaln, ndtr
 from sklearn.utils.extmath import randomized_svd
 
-from recsys_utils.base import InputError, Scores, check_memory, child_rng, child_seed
+from recsys_utils.base import Floats, InputError, Scores, check_memory, child_rng, child_seed
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import Floats, _checked, _RatingModel
+from recsys_utils.models.rankers import RatingModel, checked
 from recsys_utils.models.variational_kernels import cut_sums, update_rows
 
 Moments = NDArray[np.float32]
@@ -119,7 +119,7 @@ def memory_estimate(users: int, items: int, ratings: int, n_factors: int) -> flo
 
 
 @dataclass
-class VariationalMF(_RatingModel):
+class VariationalMF(RatingModel):
     r"""Variational matrix factorization with learned priors: ``r ~ N(mu + theta_u . beta_m + b_u + b_m, noise_um)``.
 
     ``theta_uk ~ N(0, user_prior_k)``, ``beta_mk ~ N(0, item_prior_k)``, biases likewise. ``q = prod_u q(theta_u, b_u)
@@ -230,7 +230,7 @@ class VariationalMF(_RatingModel):
         need = memory_estimate(*train.shape, len(train), self.n_factors)
         what = f"{self.n_factors} latent factors on {len(train):,} ratings"
         check_memory(need, what, "Use fewer factors, or keep the users with most ratings.")
-        self._keep_scale(train)
+        self.keep_scale(train)
         if self._ordinal and self.batch_users:
             raise InputError("Ordinal ratings are not fitted in mini-batches; set batch_users to 0.")
         if self._ordinal and (levels := len(np.unique(train.rating))) > MOST_LEVELS:
@@ -432,7 +432,7 @@ class VariationalMF(_RatingModel):
 
     def fold_in(self, profiles: csr_matrix) -> Side:
         """The posterior of each profile, items fixed; the prior for an empty one."""
-        profiles = self._coded(_checked(profiles, len(self.item_mean)))
+        profiles = self._coded(checked(profiles, len(self.item_mean)))
         users = Side.empty(np.diff(profiles.indptr), self.user_prior, self.shapes[0])
         self._update(profiles, users, self._items, rounds=_ROUNDS)
         return users

@@ -15,8 +15,9 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.base import InputError, Recommender, Scores
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models.collaborative import EASE, KNN, SVD, ItemKNN, Popularity, State
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import EASE, ItemKNN, Popularity, State
+from recsys_utils.models.surprise_models import KNN, SVD
 
 Floats = NDArray[np.float64]
 FLATTEST = 0.001  # slope from content to an unrated item's cf: content orders such items for everyone

@@ -8,10 +8,11 @@ import pytest
 import surprise
 from surprise.model_selection import GridSearchCV
 
+from recsys_study.grid_search import settings
 from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.models import fast_grid
-from recsys_utils.models.collaborative import KNN, SVD, predict_by_surprise, settings, surprise_trainset
+from recsys_utils.models import grid_kernels
+from recsys_utils.models.surprise_models import KNN, SVD, predict_by_surprise, surprise_trainset
 from tests.test_collaborative import random_ratings
 
 SVD_GRID = settings(SVD, {"n_factors": [3, 10], "n_epochs": [7, 12], "lr": [0.005, 0.02], "reg": [0.02, 0.05, 0.1]})
@@ -25,7 +26,7 @@ KNN_GRID = settings(
 
 
 @pytest.fixture(scope="module")
-def parts() -> fast_grid.Pair:
+def parts() -> grid_kernels.Pair:
     """Whole stars (many tied similarities); user 0 has one training rating, user 1 none, item 2 none."""
     data = random_ratings(35, 25, density=0.4, seed=3)
     held_out = np.random.default_rng(4).random(len(data)) < 0.3
@@ -41,9 +42,9 @@ def parts() -> fast_grid.Pair:
 class TestSvd:
     def test_learns_what_surprise_learns_bit_for_bit(self, parts):
         train, _ = parts
-        for places in fast_grid.batches(SVD_GRID):
+        for places in grid_kernels.batches(SVD_GRID):
             batch = [replace(SVD_GRID[place], seed=5) for place in places]
-            for place, *ours in fast_grid.svd_fits(train, batch):
+            for place, *ours in grid_kernels.svd_fits(train, batch):
                 theirs = batch[place].algorithm().fit(surprise_trainset(train))
                 for own, other, mine in zip(("bu", "bi", "pu", "qi"), [train.user, train.item] * 2, ours, strict=True):
                     np.testing.assert_array_equal(mine[np.unique(other)], getattr(theirs, own))
@@ -56,10 +57,10 @@ class TestSvd:
         frame = pd.DataFrame({"user": train.user, "item": train.item, "rating": train.rating.astype(float)})
         theirs_train = surprise.Dataset.load_from_df(frame, surprise.Reader(rating_scale=(1, 5))).build_full_trainset()
         inner = theirs_train.to_inner_uid, theirs_train.to_inner_iid
-        for places in fast_grid.batches(SVD_GRID):
+        for places in grid_kernels.batches(SVD_GRID):
             batch = [SVD_GRID[place] for place in places]
-            predicted = fast_grid.predictions(train, test, batch, stored=True)
-            for place, *ours in fast_grid.svd_fits(train, batch, stored=True):
+            predicted = grid_kernels.predictions(train, test, batch, stored=True)
+            for place, *ours in grid_kernels.svd_fits(train, batch, stored=True):
                 theirs = batch[place].algorithm().fit(theirs_train)
                 for number, (name, mine) in enumerate(zip(("bu", "bi", "pu", "qi"), ours, strict=True)):
                     known = np.unique((train.user, train.item)[number % 2])
@@ -71,13 +72,13 @@ class TestSvd:
                 np.testing.assert_allclose(predicted[place], expected, rtol=0, atol=1e-12)
 
     def test_predicts_what_surprise_predicts(self, parts):
-        ours = fast_grid.predictions(*parts, SVD_GRID)
+        ours = grid_kernels.predictions(*parts, SVD_GRID)
         for mine, option in zip(ours, SVD_GRID, strict=True):
             np.testing.assert_allclose(mine, predict_by_surprise(*parts, option), rtol=0, atol=1e-12)
 
     def test_batches_hold_every_option_once_and_at_most_four_descents(self):
         options = [replace(option, seed=seed) for seed in (0, 1) for option in SVD_GRID] + KNN_GRID
-        batches = fast_grid.batches(options)
+        batches = grid_kernels.batches(options)
         assert sorted(place for places in batches for place in places) == list(range(len(options)))
         descents = [{(options[p].lr, options[p].reg) for p in b} for b in batches if options[b[0]].name == "svd"]
         assert [len(d) for d in descents] == [4, 2] * 4  # six pairs of lr and reg for each factors and seed
@@ -91,7 +92,7 @@ class TestKnn:
         if half_stars:
             scale = Scale(0.5, 2.5)
             parts = tuple(replace(part, rating=part.rating / 2, scale=scale) for part in parts)
-        for ours, option in zip(fast_grid.predictions(*parts, KNN_GRID), KNN_GRID, strict=True):
+        for ours, option in zip(grid_kernels.predictions(*parts, KNN_GRID), KNN_GRID, strict=True):
             np.testing.assert_array_equal(ours, predict_by_surprise(*parts, option), err_msg=str(option))
 
     def test_ties_go_to_the_earlier_neighbour(self):
@@ -101,15 +102,15 @@ class TestKnn:
         stars = np.array([3, 3, 3, 5, 1], np.float32)
         train = Interactions(users, items, user, item, stars, np.zeros(5, np.int64), Scale(1, 5))
         test = Interactions(*(users, items), *np.array([[0], [1]], np.int32), *np.zeros((2, 1)), Scale(1, 5))
-        (found,) = fast_grid.predictions(train, test, [KNN(k=1, similarity="msd", min_support=1)])
+        (found,) = grid_kernels.predictions(train, test, [KNN(k=1, similarity="msd", min_support=1)])
         assert found == [3 + (5 - 4)]  # mean of a + what b gives y beyond b's own mean
 
-    @pytest.mark.parametrize("similarity", fast_grid.SIMILARITIES)
+    @pytest.mark.parametrize("similarity", grid_kernels.SIMILARITIES)
     @pytest.mark.parametrize("user_based", [True, False])
     @pytest.mark.parametrize("support", [1, 4])
     def test_similarities_are_surprises(self, parts, similarity, user_based, support):
         train, _ = parts
-        ours = fast_grid.similarities(train, similarity, user_based=user_based, min_support=support)
+        ours = grid_kernels.similarities(train, similarity, user_based=user_based, min_support=support)
         option = KNN(similarity=similarity, user_based=user_based, min_support=support)
         theirs = option.algorithm().fit(surprise_trainset(train)).sim
         known = np.unique(train.user if user_based else train.item)
@@ -117,7 +118,7 @@ class TestKnn:
 
     def test_baselines_are_surprises(self, parts):
         train, _ = parts
-        user, item = fast_grid.baselines(train)
+        user, item = grid_kernels.baselines(train)
         theirs = surprise.BaselineOnly(verbose=False).fit(surprise_trainset(train))
         np.testing.assert_array_equal(user[np.unique(train.user)], theirs.bu)
         np.testing.assert_array_equal(item[np.unique(train.item)], theirs.bi)
@@ -125,12 +126,12 @@ class TestKnn:
 
 class TestErrors:
     def test_jobs_do_not_change_results(self, parts):
-        pairs = fast_grid.shuffled_folds(parts[0], 3, seed=1)
+        pairs = grid_kernels.shuffled_folds(parts[0], 3, seed=1)
         options = [SVD_GRID[0], *KNN_GRID[5:8], SVD_GRID[-1]]
-        np.testing.assert_array_equal(*(fast_grid.errors(pairs, options, jobs=jobs) for jobs in (1, 2)))
+        np.testing.assert_array_equal(*(grid_kernels.errors(pairs, options, jobs=jobs) for jobs in (1, 2)))
 
     def test_errors_are_those_of_surprises_grid_search(self, parts):
-        pairs = fast_grid.shuffled_folds(parts[0], 3, seed=1)
+        pairs = grid_kernels.shuffled_folds(parts[0], 3, seed=1)
 
         class Folds:
             def get_n_folds(self):
@@ -140,7 +141,7 @@ class TestErrors:
                 for train, test in pairs:
                     yield surprise_trainset(train), list(zip(test.user, test.item, test.rating.tolist(), strict=True))
 
-        ours = fast_grid.errors(pairs, SVD_GRID).mean(axis=0)
+        ours = grid_kernels.errors(pairs, SVD_GRID).mean(axis=0)
         lists = {"n_factors": [3, 10], "n_epochs": [7, 12], "lr_all": [0.005, 0.02], "reg_all": [0.02, 0.05, 0.1]}
         search = GridSearchCV(surprise.SVD, lists | {"random_state": [0]}, measures=["rmse", "mae"], cv=Folds())
         search.fit(None)
@@ -153,7 +154,9 @@ class TestErrors:
         mixed = np.random.default_rng(1).permutation(len(data))
         turned = replace(data, **{n: getattr(data, n)[mixed] for n in ("user", "item", "rating", "timestamp")})
         seen = np.zeros(data.shape, int)
-        for (train, test), (_, other) in zip(*(fast_grid.shuffled_folds(d, 4, 2) for d in (data, turned)), strict=True):
+        for (train, test), (_, other) in zip(
+            *(grid_kernels.shuffled_folds(d, 4, 2) for d in (data, turned)), strict=True
+        ):
             seen[test.user, test.item] += 1
             assert len(train) + len(test) == len(data)
             assert abs(len(test) - len(data) / 4) <= 1

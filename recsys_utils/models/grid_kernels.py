@@ -6,7 +6,7 @@
 - KNN: similarities are summed in Surprise's order, a row at a time (no matrix of all pairs is ever held), and serve
   every k, ``min_support`` and kind; ties among neighbours go to the earlier one, as ``heapq.nlargest`` has it.
 
-"Surprise's numbers" are those of its models fitted on :func:`collaborative.surprise_trainset`, which sorts the ratings,
+"Surprise's numbers" are those of its models fitted on ``surprise_models.surprise_trainset``, which sorts the ratings,
 or, with ``stored``, on the rows as they stand (its own cross-validation shuffles them): SVD then starts from other
 values. Its estimates go through BLAS, whose dot products differ in the last digit.
 """
@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix
 
-from recsys_utils.base import Scale, child_rng
+from recsys_utils.base import Floats, Scale, child_rng
 from recsys_utils.data.interactions import Interactions
 
 TOGETHER = 4  # settings of SVD that advance together: the doubles in a vector of most processors
@@ -36,7 +36,6 @@ SHRINKAGE = 100  # Surprise's default for pearson_baseline
 REG_ITEM, REG_USER, BASELINE_EPOCHS = 10, 15, 10  # Surprise's defaults for alternating least squares
 SIMILARITIES = ("cosine", "msd", "pearson_baseline")
 
-Floats = NDArray[np.float64]
 Pair = tuple[Interactions, Interactions]  # training part, test part
 
 
