@@ -1,4 +1,4 @@
-"""What variety costs: every diversity strategy at every strength, on the same rankings and users."""
+"""What diversity costs: every strategy at every strength, on the same rankings and users."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from textwrap import fill
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,20 +17,23 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from recsys_study.figures import intervals
+from recsys_study.findings import Contrast
 from recsys_utils.base import Recommender
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import Case, check_tuning, measure, rank_and_measure, user_blocks
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, jackknife, metric_rows
 from recsys_utils.ranking.blend import AlphaCurve, Blend
 from recsys_utils.ranking.rerank import (
+    CLASSIC,
     EXPOSURE,
+    GENRE_BASED,
     RULES,
     STRATEGIES,
-    Catalogue,
+    ItemFacts,
     Lists,
     Ranking,
     exposure_slot,
-    in_words,
     rerank,
     variant,
 )
@@ -40,35 +43,61 @@ OUTSIDE = "outside_top3@10"
 PLAIN = ("none", 0.0)
 Floats = NDArray[np.float64]
 Setting = tuple[str, float]  # strategy, ratio or lambda
-VARIETY = {  # metric: axis label, whether less is better
+Choice = Mapping[str, Any]  # a blend's settings, see ``recommend.blend_from``
+DIVERSITY = {  # metric: axis label, whether less is better
     "ild@10": ("genre distance within a list", False), "coverage@10": ("catalogue coverage", False),
     "gini@10": ("Gini index of exposure", True), "novelty@10": ("novelty, bits", False),
     "serendipity@10": ("serendipity", False), "calibration_error@10": ("calibration error, nats", True),
 }  # fmt: skip
-REPORTED = (NDCG, *VARIETY, "ild_tfidf@10", "popularity_lift@10")
+REPORTED = (NDCG, *DIVERSITY, "ild_tfidf@10", "popularity_lift@10")
 OF_GENRES = ("ild@10", "calibration_error@10")  # undefined in a catalogue without genres
-SPARE = 1.25  # what is reached by a little on one slice is missed by a little on the next: ask for more when choosing
-_OF_ALL = {  # of all lists together, and without each
-    "coverage": (metrics.coverage, metrics.coverage_without_each), "gini": (metrics.gini, metrics.gini_without_each),
+SPARE = 1.25  # a target that is just reached on one slice is just missed on the next: ask for more when choosing
+NAMES = {
+    "genre": "random items of genres new to the user", "mid-rank": "random items from the middle of the ranking",
+    "popular": "popular items", "mmr": "maximal marginal relevance over genres", "xquad": "xQuAD over genres",
+    "calibration": "calibration to the profile's genres", "dpp": "a determinantal point process over genres",
+    "discount": "a discount for popularity", EXPOSURE: "a last slot for the item least shown",
 }  # fmt: skip
+_OF_ALL = {  # of all lists together, and without each
+    "coverage@10": (metrics.coverage, metrics.coverage_without_each),
+    "gini@10": (metrics.gini, metrics.gini_without_each),
+}
 _ENDS = {"": "value", " low": "ci_low", " high": "ci_high"}  # of an estimate, by the end of a column's name
-_TOLD = {"relative": "+.1%", "change": "+.3f", "level": ".3f"}  # how what is compared with a goal is written
 _DRAWN = (*RULES, EXPOSURE, "genre-repaired", "mid-rank-repaired", "popular-repaired")
-_LOOKS = {name: (f"C{place}", marker) for place, (name, marker) in enumerate(zip(_DRAWN, "os^DvP<>X", strict=True))}
+_LOOKS = {name: (f"C{number}", marker) for number, (name, marker) in enumerate(zip(_DRAWN, "os^DvP<>X", strict=True))}
+
+
+def setting_name(strategy: str, ratio: float) -> str:
+    """What a setting is called in texts.
+
+    >>> setting_name("dpp", 0.12), setting_name("popular-repaired", 0.1)
+    ('a determinantal point process over genres (weight 0.12)', 'popular items (repaired, ratio 0.1)')
+    """
+    if strategy == "none":
+        return "the plain ranking"
+    kind = "ratio" if strategy in CLASSIC else "weight"
+    repaired = "repaired, " * strategy.endswith("-repaired")
+    return f"{NAMES[strategy.removesuffix('-repaired')]} ({repaired}{kind} {ratio:g})"
+
+
+def settings(ratios: Sequence[float], lambdas: Mapping[str, Sequence[float]], *, genres: bool) -> list[Setting]:
+    """Every classic strategy at every ratio, every re-ranking strategy at its weights; without genres fewer."""
+    found = [(strategy, ratio) for strategy in CLASSIC for ratio in ratios if ratio > 0]
+    found += [(strategy, weight) for strategy, weights in lambdas.items() for weight in weights]
+    return [setting for setting in found if genres or setting[0] not in GENRE_BASED]
 
 
 def label(metric: str) -> str:
-    """What a metric is called in a sentence.
-
+    """
     >>> label("calibration_error@10"), label("ild@10")
     ('calibration error', 'genre distance within a list')
     """
-    return VARIETY[metric][0].partition(",")[0]
+    return DIVERSITY[metric][0].partition(",")[0]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a strategy is asked to reach.
+    """What a strategy should reach.
 
     Parameters
     ----------
@@ -101,12 +130,12 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Study:
-    """Lists of every setting and what they are worth.
+    """Lists of every setting and their metrics.
 
     Parameters
     ----------
     case : the test
-    lists : by (strategy, ratio); the plain ranking stands under :data:`PLAIN`
+    lists : by (strategy, ratio); the plain ranking under :data:`PLAIN`
     values : per-user metrics by setting, see ``protocols.measure``
     boot : resamples of the users
     protocol : name of the case in metrics.csv
@@ -129,7 +158,7 @@ class Study:
     def points(self) -> dict[Setting, dict[str, float]]:
         """Every metric by setting, without intervals: enough to choose by."""
         found = {setting: dict(table.mean(numeric_only=True)) for setting, table in self.values.items()}
-        return {s: f | {f"{name}@10": self._of_all(name, s)[0] for name in _OF_ALL} for s, f in found.items()}
+        return {s: f | {name: self._of_all(name, s)[0] for name in _OF_ALL} for s, f in found.items()}
 
     @cached_property
     def shares(self) -> dict[Goal, dict[Setting, float]]:
@@ -146,16 +175,16 @@ class Study:
     def knee(self, goal: Goal, max_loss: float, *, servable: bool = False) -> Setting:
         """The setting with most ndcg of those that reach ``SPARE`` x a goal's target at a loss of ``max_loss`` at most.
 
-        If none reaches so much, the one that comes furthest. ``servable`` leaves out what works in batches only.
+        If none reaches that much, the one that gets furthest. ``servable`` leaves out what works in batches only.
         """
         ndcg, share = self.within(max_loss), self.shares[goal]
-        open_to = [setting for setting in ndcg if not servable or setting[0] in STRATEGIES]
-        return max(open_to, key=lambda setting: (min(share[setting], SPARE), ndcg[setting]))
+        eligible = [setting for setting in ndcg if not servable or setting[0] in STRATEGIES]
+        return max(eligible, key=lambda setting: (min(share[setting], SPARE), ndcg[setting]))
 
     def choose(self, max_loss: float) -> Setting:
-        """What to serve: the setting that reaches ``SPARE`` x the target of most goals, if of more than plain lists do.
+        """What to serve: the setting that reaches ``SPARE`` x the target of most goals, if of more than plain lists.
 
-        Ties: the one with most ndcg. None loses more than ``max_loss``; what works in batches only can't be served.
+        Ties: the one with most ndcg. None loses more than ``max_loss``; what works in batches only is not served.
         """
         ndcg = self.within(max_loss)
         reached = {setting: sum(share[setting] >= SPARE for share in self.shares.values()) for setting in ndcg}
@@ -167,7 +196,7 @@ class Study:
     def estimates(self, setting: Setting) -> dict[str, Estimate]:
         """Every metric of a setting: bootstrap over users, jackknife for coverage and Gini."""
         found = self._means(self.values[setting].drop(columns="user_id"))
-        return found | {f"{name}@10": jackknife(*self._of_all(name, setting)) for name in _OF_ALL}
+        return found | {name: jackknife(*self._of_all(name, setting)) for name in _OF_ALL}
 
     def gains(self, setting: Setting) -> dict[str, Estimate]:
         """Every metric less that of the plain ranking, paired by user."""
@@ -175,7 +204,7 @@ class Study:
         found = self._means(mine - plain)
         for name in _OF_ALL:
             (value, without), (usual, usual_without) = self._of_all(name, setting), self._of_all(name, PLAIN)
-            found[f"{name}@10"] = jackknife(value - usual, without - usual_without, bounds=(-1, 1))
+            found[name] = jackknife(value - usual, without - usual_without, bounds=(-1, 1))
         return found
 
     def _means(self, table: pd.DataFrame) -> dict[str, Estimate]:
@@ -186,17 +215,28 @@ class Study:
         mine, plain = self.values[setting][metric].to_numpy(), self.values[PLAIN][metric].to_numpy()
         return self.boot.relative_difference(mine, plain)
 
-    def progress(self, goal: Goal, setting: Setting) -> Estimate:
-        """What is compared with a goal's target, with its interval."""
-        if goal.kind == "relative":
-            return self.relative_gain(goal.metric, setting)
-        return (self.gains if goal.kind == "change" else self.estimates)(setting)[goal.metric]
+    def improvement(self, setting: Setting) -> Estimate:
+        """By how much the metric of the first goal gets better (without genres: novelty)."""
+        gain = [self.values[s][self.aim].to_numpy() for s in (setting, PLAIN)]
+        return self.boot.difference(*(reversed(gain) if DIVERSITY[self.aim][1] else gain))
+
+    @property
+    def aim(self) -> str:
+        """The metric that the primary contrast is about."""
+        return GOALS[0].metric if GOALS[0] in self.shares else "novelty@10"
+
+    def reached(self, goal: Goal, setting: Setting, max_loss: float) -> dict[str, Any]:
+        """A row of a table: how much of a goal's target a setting reaches, and its change of ndcg with interval."""
+        share, loss = self.shares[goal][setting], self.relative_gain(NDCG, setting)
+        outcome = "missed" if share < 1 else "reached" if loss.value >= -max_loss else "reached, over budget"
+        row = {"goal": str(goal), "strategy": setting_name(*setting), "share of the target": share}
+        return row | loss.evidence("ndcg@10, relative") | {"outcome": outcome}
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """A row per setting: gains over the plain ranking with intervals, ndcg relative.
+        """One row per setting: gains over the plain ranking with intervals, ndcg relative.
 
-        ``picks`` a list, and which share of them is ``relevant``, against the share of the plain films they displace.
+        ``picks`` per list, the share of them that is ``relevant``, and that of the plain items that they displace.
         """
         rows = []
         for setting, (items, picked) in self.lists.items():
@@ -207,7 +247,7 @@ class Study:
                 "relevant": self._relevant(items, picked), "displaced": self._relevant(plain, displaced),
             }  # fmt: skip
             found = self.gains(setting) | {NDCG: self.relative_gain(NDCG, setting)}
-            known = [name for name in (NDCG, *VARIETY) if name in found]
+            known = [name for name in (NDCG, *DIVERSITY) if name in found]
             rows.append(row | {name + end: getattr(found[name], at) for name in known for end, at in _ENDS.items()})
         return pd.DataFrame(rows)
 
@@ -221,11 +261,11 @@ class Study:
         return metric_rows(estimates, protocol=self.protocol, model="blend", variant=name, segment=segment)
 
     def _relevant(self, items: metrics.Lists, where: NDArray[np.bool_]) -> float:
-        """Share of the films at some places that are relevant, over the users who have relevant films."""
-        row, place = np.nonzero(where & (items >= 0) & (self.case.relevant.getnnz(axis=1) > 0)[:, None])
+        """Share of the items at some slots that are relevant, over the users who have relevant items."""
+        row, slot = np.nonzero(where & (items >= 0) & (self.case.relevant.getnnz(axis=1) > 0)[:, None])
         if row.size == 0:
             return float("nan")
-        return float((np.asarray(self.case.relevant[row, items[row, place]]) != 0).mean())
+        return float((np.asarray(self.case.relevant[row, items[row, slot]]) != 0).mean())
 
     def _of_all(self, name: str, setting: Setting) -> tuple[float, metrics.PerUser]:
         """Coverage or Gini of all lists, and without each."""
@@ -250,7 +290,7 @@ def study(
     spaces : further item vectors to measure the distance within a list in, see ``metrics.ItemTraits``
     """
     traits = metrics.ItemTraits.of(case.train, items["genres"], spaces)
-    catalogue = Catalogue.of(items, traits.counts)
+    facts = ItemFacts.of(items, traits.counts)
     wanted = dict.fromkeys([PLAIN, *settings])
     shown = {setting: np.zeros(len(items), np.int64) for setting in wanted}
     parts: dict[Setting, list[Lists]] = {setting: [] for setting in wanted}
@@ -261,14 +301,14 @@ def study(
             if setting[0] == EXPOSURE:
                 found.append(exposure_slot(ranking, setting[1], shown[setting], k=k))
             else:
-                found.append(rerank(ranking, *setting, k=k, catalogue=catalogue, seed=seed))
+                found.append(rerank(ranking, *setting, k=k, facts=facts, seed=seed))
     lists = {setting: Lists(*map(np.concatenate, zip(*found, strict=True))) for setting, found in parts.items()}
-    unknown = [] if catalogue.genre_names else list(OF_GENRES)
+    unknown = [] if facts.genre_names else list(OF_GENRES)
     measured = {s: measure(found.items, case, k, traits=traits).drop(columns=unknown) for s, found in lists.items()}
-    if catalogue.genre_names:
-        profile_mix = catalogue.profile_mix(case.profiles)
+    if facts.genre_names:
+        profile_mix = facts.profile_mix(case.profiles)
         for setting, table in measured.items():
-            table[OUTSIDE] = outside_share(lists[setting].items, catalogue.mix, profile_mix)
+            table[OUTSIDE] = outside_share(lists[setting].items, facts.mix, profile_mix)
     return Study(case, lists, measured, boot, protocol)
 
 
@@ -278,7 +318,7 @@ def outside_share(lists: metrics.Lists, mix: Floats, wanted: Floats, top: int = 
     Parameters
     ----------
     lists : (B, k)
-    mix : (I, G) each film spread over its genres
+    mix : (I, G) each item spread over its genres
     wanted : (B, G) genre mix of the profiles
 
     >>> outside_share(np.array([[0, 1]]), np.eye(4), np.array([[0.1, 0.5, 0.2, 0.2]]))
@@ -291,19 +331,19 @@ def outside_share(lists: metrics.Lists, mix: Floats, wanted: Floats, top: int = 
     return np.asarray((given * outside).sum(axis=1) / np.where(mass > 0, mass, np.nan))
 
 
-def tastes(case: Case, catalogue: Catalogue) -> dict[str, NDArray[np.object_]]:
-    """Thirds of the users by the entropy of their profile's genre mix, and by the mean popularity of its films.
+def tastes(case: Case, facts: ItemFacts) -> dict[str, NDArray[np.object_]]:
+    """Thirds of the users by the entropy of their profile's genre mix, and by the mean popularity of its items.
 
     ``genre-taste`` narrow, middle, broad (left out without genres); ``popularity-taste`` niche, middle, mainstream.
-    Equal values are parted by the users' order.
+    Ties are split by the users' order.
     """
-    mix = catalogue.profile_mix(case.profiles)
+    mix = facts.profile_mix(case.profiles)
     entropy = -(mix * np.log(np.where(mix > 0, mix, 1))).sum(axis=1)
-    fame = (metrics.pattern(case.profiles) @ catalogue.popularity) / np.maximum(case.profiles.getnnz(axis=1), 1)
-    names = {"genre-taste": (entropy, ("narrow", "middle", "broad"))} if catalogue.genre_names else {}
+    fame = (metrics.pattern(case.profiles) @ facts.popularity) / np.maximum(case.profiles.getnnz(axis=1), 1)
+    names = {"genre-taste": (entropy, ("narrow", "middle", "broad"))} if facts.genre_names else {}
     names["popularity-taste"] = (fame, ("niche", "middle", "mainstream"))
-    place = {name: np.argsort(np.argsort(value, kind="stable")) for name, (value, _) in names.items()}
-    return {name: np.array(words, object)[place[name] * 3 // len(fame)] for name, (_, words) in names.items()}
+    position = {name: np.argsort(np.argsort(value, kind="stable")) for name, (value, _) in names.items()}
+    return {name: np.array(words, object)[position[name] * 3 // len(fame)] for name, (_, words) in names.items()}
 
 
 def by_taste(found: Study, groups: Mapping[str, NDArray[np.object_]], settings: Sequence[Setting]) -> pd.DataFrame:
@@ -327,15 +367,22 @@ def by_taste(found: Study, groups: Mapping[str, NDArray[np.object_]], settings: 
     return pd.concat(tables, ignore_index=True)
 
 
+class Trial(NamedTuple):
+    """One protocol: the bases tried, (ndcg@10 on the inner slice, choice), best first; the inner and the test part."""
+
+    tried: list[tuple[float, dict[str, Any]]]
+    tuning: Study
+    test: Study
+
+
 def tune_base(
-    choice: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], alphas: Sequence[float], case: Case,
-    build: Callable[[Mapping[str, Any]], Blend],
-) -> list[tuple[float, dict[str, Any]]]:  # fmt: skip
+    choice: Choice, settings: Sequence[Choice], alphas: Sequence[float], case: Case, build: Callable[[Choice], Blend]
+) -> list[tuple[float, dict[str, Any]]]:
     """The blend that ranks best on ``case``: the given one or its content with EASE; then its weights or constant ones.
 
     Parameters
     ----------
-    choice : what ``build`` makes a blend of, see ``recommender.blend_from``
+    choice : what ``build`` makes a blend of
     settings : of EASE, to try with the weights of ``choice``
     alphas : constant weights, to try with the best setting
 
@@ -359,10 +406,10 @@ def tune_base(
 
 
 def run_trial(
-    choice: Mapping[str, Any], inner: Case, outer: Case, *, base_settings: Sequence[Mapping[str, Any]],
-    base_alphas: Sequence[float], build: Callable[[Mapping[str, Any]], Blend], seed: int, **common: Any,
-) -> tuple[list[tuple[float, dict[str, Any]]], Study, Study]:  # fmt: skip
-    """One protocol: what was tried as the base (:func:`tune_base`), the study of the choosing slice and of the test.
+    choice: Choice, inner: Case, outer: Case, *, base_settings: Sequence[Choice], base_alphas: Sequence[float],
+    build: Callable[[Choice], Blend], seed: int, **common: Any,
+) -> Trial:  # fmt: skip
+    """Choose a base on ``inner`` (:func:`tune_base`) and measure all settings there and on ``outer``.
 
     ``common`` are further arguments of :func:`study`.
 
@@ -376,70 +423,114 @@ def run_trial(
         study(build(tried[0][1]).fit(case.train), case, seed=seed, boot=Bootstrap(len(case.users), seed=seed), **common)
         for case in (inner, outer)
     )  # fmt: skip
-    return tried, tuning, test
+    return Trial(tried, tuning, test)
 
 
-def knee_table(trials: Mapping[str, tuple[Study, Study]], max_loss: float, noun: str = "film") -> pd.DataFrame:
-    """By protocol and goal the knee that the choosing slice names, measured on the test part.
+# ---- tables and contrasts
+
+
+def base_table(trials: Mapping[str, Trial], choice: Choice) -> pd.DataFrame:
+    """The bases tried, by protocol, the best first; ``of 06``: the blend that is served."""
+    return pd.DataFrame(
+        {"protocol": name, "model": option["cf"], "setting": str(option["settings"]),
+         "weights": option["curve"]["name"], "ndcg@10, inner": value, "of 06": option == choice}
+        for name, trial in trials.items() for value, option in trial.tried
+    )  # fmt: skip
+
+
+def knee_table(trials: Mapping[str, Trial], max_loss: float) -> pd.DataFrame:
+    """By protocol and goal the knee that the inner slice names, measured on the test part; see :meth:`Study.reached`.
 
     Where it works in batches only, what can be served to one person has a row of its own.
-
-    Parameters
-    ----------
-    trials : protocol -> studies of the choosing slice and of the test part
-
-    Returns
-    -------
-    protocol, goal, strategy (in words), gain and loss (estimates), gain told, outcome, knee
     """
     rows = []
-    for (name, (inner, found)), alone in product(trials.items(), (False, True)):
-        for goal in inner.shares:
-            if alone and inner.knee(goal, max_loss)[0] != EXPOSURE:
+    for (name, (_, tuning, test)), alone in product(trials.items(), (False, True)):
+        for goal in tuning.shares:
+            if alone and tuning.knee(goal, max_loss)[0] != EXPOSURE:
                 continue
-            knee = inner.knee(goal, max_loss, servable=alone)
-            gain, loss = found.progress(goal, knee), found.relative_gain(NDCG, knee)
-            reached = found.shares[goal][knee] >= 1
-            outcome = "missed" if not reached else "reached" if loss.value >= -max_loss else "reached, over budget"
-            rows.append(
-                {"protocol": name, "goal": f"{goal}{' (to one person)' * alone}", "strategy": in_words(*knee, noun),
-                 "gain": gain, "loss": loss, "gain told": format(gain, _TOLD[goal.kind]), "outcome": outcome,
-                 "knee": knee}
-            )  # fmt: skip
+            knee = tuning.knee(goal, max_loss, servable=alone)
+            rows.append({"protocol": name, "to one person": alone or knee[0] != EXPOSURE}
+                        | test.reached(goal, knee, max_loss) | {"knee": knee})  # fmt: skip
     return pd.DataFrame(rows)
 
 
+def judged_setting(tuning: Study, max_loss: float) -> Setting:
+    """What the primary contrast is about: what is served or, if that is the plain ranking, the first goal's knee."""
+    served = tuning.choose(max_loss)
+    return served if served != PLAIN else tuning.knee(next(iter(tuning.shares)), max_loss)
+
+
+def contrasts(trial: Trial, max_loss: float) -> list[Contrast]:
+    """The declared contrast, what it costs, and what the knee of each goal costs."""
+    setting, unit = judged_setting(trial.tuning, max_loss), "share of ndcg@10"
+    knees = {goal.metric.partition("@")[0]: trial.tuning.knee(goal, max_loss) for goal in trial.tuning.shares}
+    improved, aim = trial.test.improvement(setting), DIVERSITY[trial.test.aim][0]
+    name = f"{setting_name(*setting)} instead of the plain ranking"
+    of = f"{label(trial.test.aim)}, sign turned so that more is better" if DIVERSITY[trial.test.aim][1] else aim
+    first = Contrast.from_estimate("served-plain", name, improved, of=of, unit=aim.partition(", ")[2], primary=True)
+    return [first] + [
+        Contrast.from_estimate(
+            id, f"{setting_name(*s)} instead of the plain ranking", trial.test.relative_gain(NDCG, s),
+            of="ndcg@10, relative", unit=unit, margin=max_loss,
+        )
+        for id, s in {"cost": setting, **{f"cost-{metric}": knee for metric, knee in knees.items()}}.items()
+    ]  # fmt: skip
+
+
+def served_facts(trials: Mapping[str, Trial], protocol: str, max_loss: float) -> dict[str, Any]:
+    """What is served and what it reaches, what the other protocol would serve, and what the plain ranking scores."""
+    _, tuning, test = trials[protocol]
+    served, others = tuning.choose(max_loss), [t.tuning.choose(max_loss) for p, t in trials.items() if p != protocol]
+    return {
+        "served": served[0], "weight": served[1], "max_loss": max_loss, "goals": len(test.shares),
+        "name": setting_name(*served).partition(" (")[0], "elsewhere": setting_name(*others[0]),
+        "same_elsewhere": others[0] == served, "plain_ndcg": test.points[PLAIN][NDCG],
+        "reached": sum(shares[served] >= 1 for shares in test.shares.values()),
+    }  # fmt: skip
+
+
+# ---- figures
+
+
+def changes_by_taste(segments: pd.DataFrame, setting: Setting) -> Figure:
+    """Changes by a setting against the plain ranking within the groups of :func:`by_taste`."""
+    rows = segments[segments["variant"].str.startswith(variant(*setting) + ";")]
+    rows = rows.assign(segment=rows["segment"].str.replace("-taste=", ": "))
+    measured = [metric for metric in (OUTSIDE, "ild@10", NDCG, "novelty@10") if metric in set(rows["metric"])]
+    figure, axes = plt.subplots(1, len(measured), figsize=(2.6 * len(measured), 2.9), sharey=True)
+    for ax, metric in zip(np.atleast_1d(axes), measured, strict=True):
+        names = {"value": "change", "low": "change low", "high": "change high"}
+        intervals(ax, rows[rows["metric"] == metric], label="segment", **names)
+        ax.locator_params(axis="x", nbins=3)
+        ax.axvline(0, color="0.4", linewidth=0.9)
+        ax.set_xlabel(f"change in {metric.removesuffix('@10').replace('outside_top3', 'share outside')}")
+    return figure
+
+
 def drawn(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plain ranking and of the strategies that the figure shows; of the classic ones the repaired."""
+    """The rows of the plain ranking and of the strategies that figures show; of the classic ones the repaired form."""
     return summary[summary["strategy"].isin((PLAIN[0], *_LOOKS))]
 
 
-def front(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+def pareto(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The settings that no other beats in ndcg without losing in ``metric``, by rising ndcg.
 
     >>> table = pd.DataFrame({NDCG: [0.0, -0.1, -0.2], "ild@10": [0.0, 0.2, 0.1]})
-    >>> front(table, "ild@10").index.tolist()
+    >>> pareto(table, "ild@10").index.tolist()
     [1, 0]
     """
-    sign = -1 if VARIETY[metric][1] else 1
+    sign = -1 if DIVERSITY[metric][1] else 1
     order = summary.assign(gain=sign * summary[metric]).sort_values([NDCG, "gain"], ascending=False, kind="stable")
     ahead = order["gain"] > order["gain"].cummax().shift(fill_value=-np.inf)
     return order[ahead].iloc[::-1]
 
 
-def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
-    """ndcg against each kind of variety: a line per strategy with the intervals of its points, the front behind them.
-
-    Parameters
-    ----------
-    summary : of a :class:`Study`
-    max_loss : where to draw the budget, as a share of ndcg
-    """
+def tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
+    """ndcg against each kind of diversity: a line per strategy with intervals, the Pareto front behind them."""
     summary = drawn(summary)
-    known = [metric for metric in VARIETY if metric in summary]
-    figure, axes = plt.subplots(
-        -(-len(known) // 2), 2, figsize=(8.2, 3.3 * -(-len(known) // 2)), sharey=True, squeeze=False
-    )
+    known = [metric for metric in DIVERSITY if metric in summary]
+    height = -(-len(known) // 2)
+    figure, axes = plt.subplots(height, 2, figsize=(8.2, 3.3 * height), sharey=True, squeeze=False)
     for ax, metric in zip(axes.flat, known, strict=False):
         _panel(ax, summary, metric, max_loss)
     figure.supylabel("change in ndcg@10, %", fontsize=10)
@@ -447,9 +538,8 @@ def plot_tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
     return figure
 
 
-def plot_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
-    """One panel of :func:`plot_tradeoff`, the goal that is served by (calibration; without genres novelty), the served
-    setting ringed."""
+def tradeoff_of_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
+    """The panel of :func:`tradeoff` for calibration (without genres novelty), the served setting ringed."""
     metric = next(metric for metric in ("calibration_error@10", "novelty@10") if metric in summary)
     figure, ax = plt.subplots(figsize=(7.6, 4.8))
     _panel(ax, drawn(summary), metric, max_loss)
@@ -458,7 +548,7 @@ def plot_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figu
     x, y = (at[metric].iloc[0], 100 * at[NDCG].iloc[0]) if len(at) and served != PLAIN else (0.0, 0.0)
     ax.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.6, zorder=6)
     ax.annotate(
-        fill(f"served: {in_words(*served)}", 30), (x, y), (0.02, 0.06), textcoords="axes fraction", zorder=7,
+        fill(f"served: {setting_name(*served)}", 30), (x, y), (0.02, 0.06), textcoords="axes fraction", zorder=7,
         bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0}, arrowprops={"arrowstyle": "-"},
     )  # fmt: skip
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
@@ -466,9 +556,9 @@ def plot_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figu
 
 
 def _panel(ax: Axes, summary: pd.DataFrame, metric: str, max_loss: float) -> None:
-    """ndcg against one kind of variety."""
-    best = front(summary, metric)
-    ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="front")
+    """ndcg against one kind of diversity."""
+    best = pareto(summary, metric)
+    ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="Pareto front")
     for strategy in summary["strategy"][summary["strategy"] != PLAIN[0]].unique():
         part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
         x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
@@ -478,5 +568,5 @@ def _panel(ax: Axes, summary: pd.DataFrame, metric: str, max_loss: float) -> Non
         )  # fmt: skip
     ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
     ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5, label="plain ranking")
-    ax.set_xlabel(f"change in {VARIETY[metric][0]}{' (less is better)' * VARIETY[metric][1]}")
+    ax.set_xlabel(f"change in {DIVERSITY[metric][0]}{' (less is better)' * DIVERSITY[metric][1]}")
     ax.locator_params(axis="x", nbins=6)

@@ -14,10 +14,10 @@ from scipy.sparse import csr_matrix
 from recsys_utils.base import InputError
 from recsys_utils.evaluation.metrics import ItemTraits, list_metrics
 from recsys_utils.ranking.rerank import (
-    KINSHIP,
     POOL,
     RULES,
-    Catalogue,
+    SAME_GENRES,
+    ItemFacts,
     Ranking,
     exposure_slot,
     rerank,
@@ -27,7 +27,7 @@ from recsys_utils.ranking.rerank import (
 Value = Callable[[list[int]], float]  # of a whole list
 
 
-def case(seed: int, n_items: int = 14, n_genres: int = 4) -> tuple[Ranking, Catalogue]:
+def case(seed: int, n_items: int = 14, n_genres: int = 4) -> tuple[Ranking, ItemFacts]:
     """Three users; some films without genres, one user without ratings, scores without ties."""
     rng = np.random.default_rng(seed)
     genres = csr_matrix((rng.random((n_items, n_genres)) < 0.4).astype(np.float32))
@@ -36,11 +36,11 @@ def case(seed: int, n_items: int = 14, n_genres: int = 4) -> tuple[Ranking, Cata
     rated[2] = False
     profiles = csr_matrix(rated * 4.0, dtype=np.float32)
     scores = np.stack([rng.permutation(n_items) for _ in range(3)]).astype(np.float32)
-    films = Catalogue(genres, [f"g{g}" for g in range(n_genres)], popularity)
+    films = ItemFacts(genres, [f"g{g}" for g in range(n_genres)], popularity)
     return Ranking.of(scores, profiles, ["a", "b", "c"]), films
 
 
-def vectors(films: Catalogue) -> NDArray[np.float64]:
+def vectors(films: ItemFacts) -> NDArray[np.float64]:
     return films.genres.toarray().astype(float)
 
 
@@ -48,12 +48,12 @@ def cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(x @ y / np.sqrt((x @ x) * (y @ y))) if x.any() and y.any() else 0.0
 
 
-def mmr(films: Catalogue, rated: NDArray[np.int32]) -> Value:
+def mmr(films: ItemFacts, rated: NDArray[np.int32]) -> Value:
     g = vectors(films)
     return lambda chosen: -max((cosine(g[chosen[-1]], g[j]) for j in chosen[:-1]), default=0.0)
 
 
-def xquad(films: Catalogue, rated: NDArray[np.int32]) -> Value:
+def xquad(films: ItemFacts, rated: NDArray[np.int32]) -> Value:
     """Share of the profile's genres that a list covers; its growth is what a film adds."""
     spread = vectors(films) / np.maximum(vectors(films).sum(axis=1, keepdims=True), 1)
     wanted = spread[rated].sum(axis=0)
@@ -65,7 +65,7 @@ def xquad(films: Catalogue, rated: NDArray[np.int32]) -> Value:
     return lambda chosen: covered(chosen) - covered(chosen[:-1])
 
 
-def calibration(films: Catalogue, rated: NDArray[np.int32]) -> Value:
+def calibration(films: ItemFacts, rated: NDArray[np.int32]) -> Value:
     """Minus the metric itself."""
     n = len(films.popularity)
     profile = csr_matrix((np.ones(len(rated)), (np.zeros(len(rated), int), rated)), shape=(1, n))
@@ -78,9 +78,9 @@ def calibration(films: Catalogue, rated: NDArray[np.int32]) -> Value:
     return lambda chosen: -error(chosen)
 
 
-def dpp(films: Catalogue, rated: NDArray[np.int32]) -> Value:
+def dpp(films: ItemFacts, rated: NDArray[np.int32]) -> Value:
     g = vectors(films)
-    similar = np.array([[KINSHIP * cosine(x, y) for y in g] for x in g])
+    similar = np.array([[SAME_GENRES * cosine(x, y) for y in g] for x in g])
     np.fill_diagonal(similar, 1)
 
     def log_det(chosen: list[int]) -> float:
@@ -89,7 +89,7 @@ def dpp(films: Catalogue, rated: NDArray[np.int32]) -> Value:
     return lambda chosen: log_det(chosen) - log_det(chosen[:-1])
 
 
-def discount(films: Catalogue, rated: NDArray[np.int32]) -> Value:
+def discount(films: ItemFacts, rated: NDArray[np.int32]) -> Value:
     return lambda chosen: -float(np.log(1 + films.popularity[chosen[-1]]) / np.log(1 + films.popularity.max()))
 
 
@@ -114,11 +114,11 @@ def by_definition(
 @given(seed=st.integers(0, 10_000), weight=st.sampled_from([0.03, 0.21, 0.47, 0.83]))
 def test_each_rule_is_its_definition(strategy: str, seed: int, weight: float) -> None:
     ranking, films = case(seed)
-    found = rerank(ranking, strategy, weight, k=6, catalogue=films).items
+    found = rerank(ranking, strategy, weight, k=6, facts=films).items
     for row in range(3):
         rated = ranking.profiles[row].indices
         # the worth of the pool as the ranking knows it, back on any scale
-        scores = {int(i): float(w) for i, w in zip(ranking.order[row], ranking.worth[row], strict=False) if i >= 0}
+        scores = {int(i): float(w) for i, w in zip(ranking.order[row], ranking.relevance[row], strict=False) if i >= 0}
         expected = by_definition(ranking, row, SLOW[strategy](films, rated), weight, 6, scores)
         assert found[row][: len(expected)].tolist() == expected
         assert (found[row][len(expected) :] == -1).all()
@@ -127,28 +127,28 @@ def test_each_rule_is_its_definition(strategy: str, seed: int, weight: float) ->
 @pytest.mark.parametrize("strategy", list(RULES))
 def test_without_weight_it_is_the_plain_ranking_and_nothing_is_exploration(strategy: str) -> None:
     ranking, films = case(1)
-    lists = rerank(ranking, strategy, 0.0, k=6, catalogue=films)
+    lists = rerank(ranking, strategy, 0.0, k=6, facts=films)
     assert (lists.items == ranking.top(6)).all()
     assert not lists.exploration.any()
 
 
 def test_exploration_marks_films_that_the_plain_list_lacks() -> None:
     # films 0 and 1 share a genre, film 2 has another: with weight .9 film 2 comes second
-    films = Catalogue(csr_matrix([[1.0, 0], [1, 0], [0, 1]]), ["a", "b"], np.array([3, 2, 1]))
+    films = ItemFacts(csr_matrix([[1.0, 0], [1, 0], [0, 1]]), ["a", "b"], np.array([3, 2, 1]))
     ranking = Ranking.of(np.array([[3, 2, 1]], np.float32), csr_matrix((1, 3)), ["u"])
-    lists = rerank(ranking, "mmr", 0.9, k=2, catalogue=films)
+    lists = rerank(ranking, "mmr", 0.9, k=2, facts=films)
     assert lists.items.tolist() == [[0, 2]]
     assert lists.exploration.tolist() == [[False, True]]
     # all three fit: another order, but no film that the plain list lacks
-    assert not rerank(ranking, "mmr", 0.9, k=3, catalogue=films).exploration.any()
+    assert not rerank(ranking, "mmr", 0.9, k=3, facts=films).exploration.any()
 
 
 def test_a_list_longer_than_the_pool_ends_as_the_ranking_does() -> None:
     rng = np.random.default_rng(4)
     n = POOL + 20
-    films = Catalogue(csr_matrix(rng.random((n, 5)) < 0.4, dtype=np.float32), list("abcde"), rng.integers(0, 99, n))
+    films = ItemFacts(csr_matrix(rng.random((n, 5)) < 0.4, dtype=np.float32), list("abcde"), rng.integers(0, 99, n))
     ranking = Ranking.of(rng.random((2, n)).astype(np.float32), csr_matrix((2, n)), ["a", "b"])
-    found = rerank(ranking, "dpp", 0.5, k=n, catalogue=films).items
+    found = rerank(ranking, "dpp", 0.5, k=n, facts=films).items
     assert (found[:, POOL:] == ranking.top(n)[:, POOL:]).all()
     assert (np.sort(found, axis=1) == np.arange(n)).all()
 
@@ -156,8 +156,8 @@ def test_a_list_longer_than_the_pool_ends_as_the_ranking_does() -> None:
 @pytest.mark.parametrize("strategy", list(RULES))
 def test_a_catalogue_without_genres_gives_lists_all_the_same(strategy: str) -> None:
     ranking, films = case(3)
-    bare = Catalogue(csr_matrix((14, 0), dtype=np.float32), [], films.popularity)
-    found = rerank(ranking, strategy, 0.5, k=5, catalogue=bare).items
+    bare = ItemFacts(csr_matrix((14, 0), dtype=np.float32), [], films.popularity)
+    found = rerank(ranking, strategy, 0.5, k=5, facts=bare).items
     if strategy != "discount":
         assert (found == ranking.top(5)).all()
 
@@ -192,5 +192,5 @@ def test_exposure_goes_on_where_the_last_block_ended() -> None:
 def test_exposure_depends_on_the_other_users_so_it_can_not_be_served() -> None:
     ranking, films = case(1)
     with pytest.raises(InputError, match="no diversity strategy 'exposure'"):
-        rerank(ranking, "exposure", 0.1, catalogue=films)
+        rerank(ranking, "exposure", 0.1, facts=films)
     assert variant("exposure", 0.1) == "diversity=exposure;lambda=0.1"

@@ -13,33 +13,44 @@ from scipy.sparse import csr_matrix
 
 from recsys_study import diversity as diversity_study
 from recsys_study.diversity import (
+    DIVERSITY,
     GOALS,
     NDCG,
     OUTSIDE,
     PLAIN,
     SPARE,
-    VARIETY,
     Setting,
     Study,
     by_taste,
+    contrasts,
     drawn,
-    front,
+    judged_setting,
     knee_table,
     outside_share,
-    plot_tradeoff,
+    pareto,
     run_trial,
     study,
     tastes,
+    tradeoff,
     tune_base,
 )
 from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
-from recsys_utils.evaluation.protocols import Case, LeakError, measure, rank_lists, warm_split
+from recsys_utils.data.synthetic import generate
+from recsys_utils.evaluation.protocols import (
+    Case,
+    LeakError,
+    make_splits,
+    measure,
+    rank_lists,
+    tuning_and_test,
+    warm_split,
+)
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, Popularity
 from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend
-from recsys_utils.ranking.rerank import Catalogue
+from recsys_utils.ranking.rerank import ItemFacts
 
 N_USERS, N_ITEMS, K = 12, 40, 10
 SETTINGS = [("mid-rank", 0.05), ("mid-rank", 0.2), ("mmr", 0.3), ("exposure", 0.5), ("genre-repaired", 0.05)]
@@ -145,10 +156,10 @@ def test_a_catalogue_without_genres_has_no_goal_of_genres(case: Case) -> None:
     bare = studied(case, films().assign(genres=[[] for _ in range(N_ITEMS)]))
     assert [goal.metric for goal in bare.shares] == ["coverage@10"]
     assert not {"ild@10", "calibration_error@10", OUTSIDE} & set(bare.rows()["metric"])
-    assert list(tastes(case, Catalogue.of(films().assign(genres=[[]] * N_ITEMS), np.zeros(N_ITEMS, int)))) == [
+    assert list(tastes(case, ItemFacts.of(films().assign(genres=[[]] * N_ITEMS), np.zeros(N_ITEMS, int)))) == [
         "popularity-taste"
     ]
-    plot_tradeoff(bare.summary, 0.02)
+    tradeoff(bare.summary, 0.02)
 
 
 def with_points(found: Study, rows: dict[Setting, tuple[float, float, float, float]]) -> Study:
@@ -201,12 +212,6 @@ def test_the_knee_is_the_cheapest_setting_that_reaches_the_goal_or_else_the_furt
     assert some.shares[distance][("exposure", 0.3)] == pytest.approx(0.02 / 0.03)
 
 
-def test_progress_is_in_the_terms_of_the_goal(found: Study) -> None:
-    for goal in GOALS[1:]:  # the toy's plain lists are calibrated already
-        progress = found.progress(goal, ("mmr", 0.3))
-        assert progress.value / goal.target == pytest.approx(found.shares[goal][("mmr", 0.3)])
-
-
 def test_share_outside_the_top_genres_by_hand() -> None:
     # genres a-e; the profile's top three are b, c, d; film 3 is half d, half e
     mix = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0.5, 0.5]])
@@ -227,7 +232,7 @@ def test_tastes_are_thirds_by_entropy_and_by_popularity() -> None:
     data = Interactions.from_frame(frame, scale=Scale(1, 5), items=[str(i) for i in range(9)])
     case = warm_split(data, np.r_[np.zeros(9, bool), np.ones(3, bool)])
     items = pd.DataFrame({"item_id": data.items, "genres": genres})
-    found = tastes(case, Catalogue.of(items, 10 * np.arange(9)))
+    found = tastes(case, ItemFacts.of(items, 10 * np.arange(9)))
     assert found["genre-taste"].tolist() == ["narrow", "middle", "broad"]
     assert found["popularity-taste"].tolist() == ["middle", "niche", "mainstream"]  # means 30, 13, 70
 
@@ -297,16 +302,36 @@ def test_canary_strengths_tuned_on_the_test_part(taste: Interactions, monkeypatc
 def test_the_table_of_knees_gives_one_person_a_row_where_the_knee_is_for_batches(taste: Interactions) -> None:
     inner, outer = thirds(taste)
     common = {"base_settings": [], "base_alphas": [], "build": build, "items": films(), "settings": SETTINGS, "seed": 1}
-    _, tuning, test = run_trial(CHOICE, inner, outer, **common)
-    table = knee_table({"there": (tuning, test)}, 0.9).set_index("goal")
+    trial = run_trial(CHOICE, inner, outer, **common)
+    table = knee_table({"there": trial}, 0.9)
     for goal in GOALS:
-        knee = tuning.knee(goal, 0.9)
-        assert table.loc[str(goal), "knee"] == knee
-        assert table.loc[str(goal), "gain"] == test.progress(goal, knee)
-        assert (f"{goal} (to one person)" in table.index) == (knee[0] == "exposure")
-    one = table[table.index.str.endswith("(to one person)")]
-    assert all(knee[0] != "exposure" for knee in one["knee"])
-    assert set(table["outcome"]) <= {"reached", "missed", "reached, over budget"}
+        rows, knee = table[table["goal"] == str(goal)], trial.tuning.knee(goal, 0.9)
+        assert rows["knee"].iloc[0] == knee
+        assert rows["share of the target"].iloc[0] == trial.test.shares[goal][knee]
+        assert rows["to one person"].tolist() == ([False, True] if knee[0] == "exposure" else [True])
+    assert all(knee[0] != "exposure" for knee in table.loc[table["to one person"], "knee"])
+    primary, cost, *_ = contrasts(trial, 0.9)
+    assert (primary.primary, cost.margin) == (True, 0.9)
+    assert primary.value == pytest.approx(-trial.test.gains(judged_setting(trial.tuning, 0.9))[GOALS[0].metric].value)
+
+
+def test_strategies_move_what_they_aim_at_and_random_picks_are_liked_less() -> None:
+    """On generated data the truth is known."""
+    made = generate()
+    data = Interactions.from_frame(made.ratings, scale=Scale(1, 5), items=made.items["item_id"])
+    splits, _, _ = make_splits(data, seed=1, random_orders=1, stratified_seeds=1)
+    _, case = tuning_and_test(data, splits["last20"], splits["position_time"], time_ordered=True)
+    aims = {("mmr", 0.3): "ild@10", ("dpp", 0.2): "ild@10", ("xquad", 0.8): "calibration_error@10",
+            ("calibration", 0.4): "calibration_error@10", ("discount", 0.4): "novelty@10",
+            ("exposure", 0.9): "gini@10"}  # fmt: skip
+    boot = Bootstrap(len(case.users), seed=2, resamples=500)
+    model = EASE(reg=50.0).fit(case.train)
+    found = study(model, case, items=made.items, settings=[*aims, ("mid-rank", 0.3)], seed=1, boot=boot)
+    for setting, metric in aims.items():
+        gain = found.gains(setting)[metric]
+        assert (gain.ci_high < 0) if DIVERSITY[metric][1] else (gain.ci_low > 0), (setting, gain)
+    row = found.summary.set_index(["strategy", "ratio"]).loc[("mid-rank", 0.3)]
+    assert row["relevant"] < row["displaced"]
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -316,7 +341,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
         ((table[NDCG] >= row[NDCG]) & (table["gini@10"] <= row["gini@10"]) & (table.index != i)).any()
         for i, row in table.iterrows()
     ]
-    assert sorted(front(table, "gini@10").index) == table.index[~np.array(beaten)].tolist()
+    assert sorted(pareto(table, "gini@10").index) == table.index[~np.array(beaten)].tolist()
 
 
 def test_the_same_seed_gives_the_same_study(found: Study, case: Case) -> None:
@@ -328,5 +353,5 @@ def test_the_front_is_drawn_through_drawn_points_only(found: Study) -> None:
 
 
 def test_the_figure_has_a_panel_per_kind_of_variety(found: Study) -> None:
-    figure = plot_tradeoff(found.summary, 0.02)
-    assert [ax.get_xlabel().startswith("change in ") for ax in figure.axes] == [True] * len(VARIETY)
+    figure = tradeoff(found.summary, 0.02)
+    assert [ax.get_xlabel().startswith("change in ") for ax in figure.axes] == [True] * len(DIVERSITY)

@@ -23,7 +23,7 @@ from recsys_utils.models.content import ContentModel
 from recsys_utils.models.neighbours import OPAQUE
 from recsys_utils.personal.own_ratings import OwnRatings
 from recsys_utils.ranking.blend import COLLABORATIVE, AlphaCurve, Blend, Components, Mixture
-from recsys_utils.ranking.rerank import FEW_RATINGS, Catalogue, Lists, Ranking, rerank
+from recsys_utils.ranking.rerank import FEW_RATINGS, ItemFacts, Lists, Ranking, rerank
 
 COLUMNS = [
     USER, RANK, ITEM, "title", SCORE, "alpha", "strategy", "reason", "is_exploration", "content_score", "cf_score",
@@ -72,10 +72,10 @@ class Ladder:
     noun: str = "film"
 
     @cached_property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ItemFacts:
         nobody = csr_matrix((1, len(self.items)), dtype=np.float32)
         counts = self.blend.popularity.scores(nobody)[0].astype(np.int64)
-        return Catalogue.of(self.items, counts)
+        return ItemFacts.of(self.items, counts)
 
     @cached_property
     def titles(self) -> list[str]:
@@ -91,7 +91,7 @@ class Ladder:
         components = self.blend.components(profiles)
         scores = self.blend.scores(profiles, components)
         ranking = Ranking.of(scores, profiles, users)
-        lists = rerank(ranking, self.exploration, self.ratio, k=n, catalogue=self.catalogue, seed=self.seed)
+        lists = rerank(ranking, self.exploration, self.ratio, k=n, facts=self.catalogue, seed=self.seed)
         lists.items[components.fallback] = ranking.top(n)[components.fallback]
         lists.exploration[components.fallback] = False
         return lists, scores, components

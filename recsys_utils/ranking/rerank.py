@@ -1,32 +1,32 @@
-"""Trading accuracy for variety: strategies that give part of a ranked list to exploration, or re-rank its head.
+"""Trading accuracy for diversity: strategies that give part of a ranked list to exploration, or re-rank its head.
 
-Three *classic* strategies replace the last ``int(k * ratio)`` places of a list:
+Three *classic* strategies replace the last ``int(k * ratio)`` slots of a list of k items:
 
-- ``genre``: random films from positions .5N-.8N of the N ranked candidates that carry a genre the user has rated fewer
-  than twice. The classic code counts genres over the profile, so a genre never rated is in no counter and is missed.
-- ``mid-rank``: random films from those positions.
-- ``popular``: the most popular films outside the profile.
+- ``genre``: random items from positions .5N-.8N of the N ranked candidates with a genre the user has rated fewer than
+  twice. The classic code counts genres over the profile, so it misses genres that the user never rated.
+- ``mid-rank``: random items from those positions.
+- ``popular``: the most popular items outside the profile.
 
 ``int(10 * .05)`` is 0: a short list gets no exploration at a low ratio. The *repaired* variants (``-repaired``)
 give every list at least one pick at a ratio above 0, and count genres never rated as new.
 
-The *re-rankers* choose the list from the :data:`POOL` best films, place by place, each time the film i with the largest
+The *re-rankers* choose the list from the :data:`POOL` best items, slot by slot, each time the item i with the largest
 
-    (1 - lambda) worth(i) + lambda value(i | films chosen so far)
+    (1 - lambda) relevance(i) + lambda value(i | items chosen so far)
 
-where worth is the score, min-max scaled over the pool, and value is that of the rule:
+where relevance is the score, min-max scaled over the pool, and value is that of the rule:
 
-- ``mmr``: minus the largest genre cosine to a chosen film (Carbonell & Goldstein 1998)
+- ``mmr``: minus the largest genre cosine to a chosen item (Carbonell & Goldstein 1998)
 - ``xquad``: sum over genres g of p(g | profile) p(g | i) prod over chosen j of (1 - p(g | j)) (Santos et al. 2010;
   Vargas et al. 2011 for genres)
 - ``calibration``: minus KL(p || q~) of the profile's genre mix p from that of the list with i, smoothed with .01
-  (Steck 2018); the list so far is given, so this is his greedy algorithm
-- ``dpp``: log of the factor by which i raises the determinant of the chosen films' similarity matrix: the greedy
+  (Steck 2018), by his greedy algorithm
+- ``dpp``: log of the factor by which i raises the determinant of the chosen items' similarity matrix: the greedy
   maximum a posteriori of a determinantal point process (Chen et al. 2018)
 - ``discount``: minus log(1 + popularity), divided by its maximum
 
-A further strategy joins :data:`STRATEGIES` with the signature of :class:`Strategy`. :func:`exposure_slot` is none of
-them: it looks at what other users were shown, so it serves batches only.
+A new strategy joins :data:`STRATEGIES` with the signature of :class:`Strategy`. :func:`exposure_slot` is not among
+them: it depends on what other users were shown, so it works for batches only.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ from recsys_utils.ranking.blend import candidates, normalise, ranked
 
 Floats = NDArray[np.float64]
 
-MID_RANK = (0.5, 0.8)  # the stretch of the ranking that classic exploration draws from
+MID_RANK = (0.5, 0.8)  # the part of the ranking that classic exploration draws from
 FEW_RATINGS = 2  # a genre with fewer ratings than this is new to the user
-POOL = 100  # best films of a ranking that re-rankers choose from
+POOL = 100  # best items of a ranking that re-rankers choose from
 SMOOTHING = 0.01  # share of the profile's genre mix in that of the list, so that no genre has a share of 0
-KINSHIP = 0.9  # similarity of two films of the same genres in ``dpp``; at 1 the second could never be listed
+SAME_GENRES = 0.9  # similarity of two items of the same genres in ``dpp``; at 1 the second could never be listed
 TINY = 1e-12
+LAST = np.uint64(2**64 - 1)  # priority of what can't be picked
 
 
 class Lists(NamedTuple):
@@ -63,12 +64,12 @@ class Lists(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What strategies know of the films.
+class ItemFacts:
+    """What strategies know about the items.
 
     Parameters
     ----------
-    genres : (I, G) csr, 1 where the film has the genre
+    genres : (I, G) csr, 1 where the item has the genre
     genre_names : its G columns
     popularity : (I,) number of training ratings
     """
@@ -78,13 +79,13 @@ class Catalogue:
     popularity: NDArray[np.int64]
 
     @classmethod
-    def of(cls, items: pd.DataFrame, popularity: NDArray[np.int64]) -> Catalogue:
-        """From the item table (column ``genres``: a list each) and the number of training ratings of each film."""
+    def of(cls, items: pd.DataFrame, popularity: NDArray[np.int64]) -> ItemFacts:
+        """From the item table (column ``genres``: a list each) and the number of training ratings of each."""
         return cls(*genre_matrix(items["genres"].tolist()), popularity)
 
     @cached_property
     def mix(self) -> Floats:
-        """(I, G) each film spread evenly over its genres; a row of zeros without any."""
+        """(I, G) each item spread evenly over its genres; a row of zeros without any."""
         genres = self.genres.toarray().astype(np.float64)
         return np.asarray(genres / np.maximum(genres.sum(axis=1, keepdims=True), 1))
 
@@ -95,7 +96,7 @@ class Catalogue:
         return fame / max(float(fame.max()), 1.0)
 
     def profile_mix(self, profiles: csr_matrix) -> Floats:
-        """(B, G) mean genre mix of the rated films that have genres; a row of zeros without any."""
+        """(B, G) mean genre mix of the rated items that have genres; a row of zeros without any."""
         total = np.asarray(pattern(profiles) @ self.mix)
         return np.asarray(total / np.maximum(total.sum(axis=1, keepdims=True), 1))
 
@@ -110,14 +111,14 @@ class Ranking:
     profiles : (B, I) csr ratings
     order : (B, I) int32 candidates by falling score, ties to the lower position, then -1
     size : (B,) int64 number of candidates, N
-    worth : (B, <= POOL) float64, scores of the first places, min-max scaled over them; .5 where all are equal
+    relevance : (B, <= POOL) float64, scores of the first positions, min-max scaled over them; .5 where all are equal
     """
 
     users: Sequence[str]
     profiles: csr_matrix
     order: NDArray[np.int32]
     size: NDArray[np.int64]
-    worth: Floats
+    relevance: Floats
 
     @classmethod
     def of(cls, scores: Scores, profiles: csr_matrix, users: Sequence[str]) -> Ranking:
@@ -132,21 +133,20 @@ class Ranking:
         size = free.sum(axis=1)
         order[np.arange(scores.shape[1]) >= size[:, None]] = -1
         head = order[:, :POOL]
-        worth = normalise(np.take_along_axis(scores, head, axis=1), head >= 0).astype(np.float64)
-        return cls(users, profiles, order, size, worth)
+        relevance = normalise(np.take_along_axis(scores, head, axis=1), head >= 0).astype(np.float64)
+        return cls(users, profiles, order, size, relevance)
 
     def top(self, k: int) -> NDArray[np.int32]:
-        """(B, k) the first k places, padded with -1 when k exceeds the catalogue."""
+        """(B, k) the first k positions, padded with -1 when k exceeds the facts."""
         head = self.order[:, :k]
         return np.pad(head, ((0, 0), (0, k - head.shape[1])), constant_values=-1)
 
     @cached_property
     def middle(self) -> NDArray[np.bool_]:
-        """(B, I) True for the films at places int(low N) to int(high N) of :data:`MID_RANK`, the first included."""
-        low, high = MID_RANK
-        place = np.arange(self.order.shape[1])
-        inside = (place >= (self.size * low).astype(int)[:, None]) & (place < (self.size * high).astype(int)[:, None])
-        row, column = np.nonzero(inside)
+        """(B, I) True for the items at positions int(low N) to int(high N) of :data:`MID_RANK`, the first included."""
+        low, high = ((self.size * share).astype(int)[:, None] for share in MID_RANK)
+        position = np.arange(self.order.shape[1])
+        row, column = np.nonzero((low <= position) & (position < high))
         found = np.zeros(self.order.shape, bool)
         found[row, self.order[row, column]] = True
         return found
@@ -155,11 +155,11 @@ class Ranking:
 class Strategy(Protocol):
     """From a ranking to lists of length k.
 
-    ``ratio`` in [0, 1] is how far the strategy may depart from the ranking: the share of the places (classic) or the
+    ``ratio`` in [0, 1] is how far the strategy may depart from the ranking: the share of the slots (classic) or the
     weight lambda (re-rankers).
     """
 
-    def __call__(self, ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int) -> Lists: ...
+    def __call__(self, ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Lists: ...
 
 
 def variant(strategy: str, ratio: float) -> str:
@@ -171,40 +171,19 @@ def variant(strategy: str, ratio: float) -> str:
     return f"diversity={strategy};{'lambda' if strategy in (*RULES, EXPOSURE) else 'ratio'}={ratio:g}"
 
 
-def in_words(strategy: str, ratio: float, noun: str = "film") -> str:
-    """What a setting is called in a sentence.
+def slots(k: int, ratio: float, *, repaired: bool = False) -> int:
+    """How many of k slots go to exploration: int(k ratio); repaired: at least one when ratio > 0.
 
-    >>> in_words("dpp", 0.12), in_words("popular-repaired", 0.1, "track")
-    ('a determinantal point process over genres (weight 0.12)', 'popular tracks (repaired, ratio 0.1)')
-    """
-    if strategy == "none":
-        return "the plain ranking"
-    kind = "weight" if strategy in (*RULES, EXPOSURE) else "ratio"
-    repaired = "repaired, " * strategy.endswith("-repaired")
-    return f"{WORDS[strategy.removesuffix('-repaired')].format(noun=noun)} ({repaired}{kind} {ratio:g})"
-
-
-WORDS = {
-    "genre": "random {noun}s of genres new to the user", "mid-rank": "random {noun}s from the middle of the ranking",
-    "popular": "popular {noun}s", "mmr": "maximal marginal relevance over genres", "xquad": "xQuAD over genres",
-    "calibration": "calibration to the profile's genres", "dpp": "a determinantal point process over genres",
-    "discount": "a discount for popularity", "exposure": "a last place for the {noun} least shown",
-}  # fmt: skip
-
-
-def places(k: int, ratio: float, *, repaired: bool = False) -> int:
-    """How many of k places go to exploration: int(k ratio); repaired: at least one when ratio > 0.
-
-    >>> places(10, 0.05), places(10, 0.05, repaired=True), places(10, 0.25), places(10, 0, repaired=True)
+    >>> slots(10, 0.05), slots(10, 0.05, repaired=True), slots(10, 0.25), slots(10, 0, repaired=True)
     (0, 1, 2, 0)
     """
     return max(int(k * ratio), int(repaired and ratio > 0))
 
 
-def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, catalogue: Catalogue, seed: int = 0) -> Lists:
+def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, facts: ItemFacts, seed: int = 0) -> Lists:
     """Lists of length k under a strategy of :data:`STRATEGIES`; ``strategy="none"`` is the plain ranking.
 
-    Random picks depend on ``seed``, the user's id and the film's position only.
+    Random picks depend on ``seed``, the user's id and the item's index only.
 
     Raises
     ------
@@ -212,9 +191,9 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, catalo
 
     Examples
     --------
-    >>> films = Catalogue(csr_matrix(np.ones((6, 1))), ["Drama"], np.array([9, 1, 1, 1, 8, 2]))
+    >>> facts = ItemFacts(csr_matrix(np.ones((6, 1))), ["Drama"], np.array([9, 1, 1, 1, 8, 2]))
     >>> ranking = Ranking.of(np.array([[6, 5, 4, 3, 2, 1]], np.float32), csr_matrix((1, 6)), ["a"])
-    >>> lists = rerank(ranking, "popular", 0.5, k=4, catalogue=films)
+    >>> lists = rerank(ranking, "popular", 0.5, k=4, facts=facts)
     >>> lists.items.tolist(), lists.exploration.tolist()
     ([[0, 1, 4, 5]], [[False, False, True, True]])
     """
@@ -222,95 +201,80 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, catalo
         raise InputError(f"There is no diversity strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     if not 0 <= ratio <= 1:
         raise InputError(f"The diversity ratio is a share or a weight, from 0 to 1; got {ratio:g}.")
-    return STRATEGIES[strategy](ranking, ratio, k=k, catalogue=catalogue, seed=seed)
+    return STRATEGIES[strategy](ranking, ratio, k=k, facts=facts, seed=seed)
 
 
 # ---- the strategies
 
 
-def _none(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int) -> Lists:
+def _none(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Lists:
     top = ranking.top(k)
     return Lists(top, np.zeros(top.shape, bool))
 
 
-def _genre(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, repaired: bool) -> Lists:
-    counts = (~candidates(ranking.profiles)).astype(np.float32) @ catalogue.genres
+def _genre(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
+    counts = (~candidates(ranking.profiles)).astype(np.float32) @ facts.genres
     new_genre = (counts < FEW_RATINGS) & ((counts > 0) | repaired)
-    has_new_genre = (catalogue.genres @ new_genre.T.astype(np.float32)).T > 0
+    has_new_genre = (facts.genres @ new_genre.T.astype(np.float32)).T > 0
     eligible = ranking.middle & has_new_genre
-    return _replace_last(ranking, k, places(k, ratio, repaired=repaired), eligible, _dice(ranking, seed))
+    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), eligible, _dice(ranking, seed))
 
 
-def _mid_rank(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, repaired: bool) -> Lists:
-    m = places(k, ratio, repaired=repaired)
-    return _replace_last(ranking, k, m, ranking.middle, _dice(ranking, seed))
+def _mid_rank(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
+    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), ranking.middle, _dice(ranking, seed))
 
 
-def _popular(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, repaired: bool) -> Lists:
-    order = np.argsort(-catalogue.popularity, kind="stable")
-    place = np.empty(len(order), np.uint64)
-    place[order] = np.arange(len(order), dtype=np.uint64)
+def _popular(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
     eligible = candidates(ranking.profiles)
-    priority = np.broadcast_to(place, eligible.shape)
-    return _replace_last(ranking, k, places(k, ratio, repaired=repaired), eligible, priority)
+    position = np.argsort(np.argsort(-facts.popularity, kind="stable")).astype(np.uint64)
+    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), eligible, position)
 
 
 STRATEGIES: dict[str, Strategy] = {"none": _none}
 for _name, _strategy in (("genre", _genre), ("mid-rank", _mid_rank), ("popular", _popular)):
     STRATEGIES[_name] = partial(_strategy, repaired=False)
     STRATEGIES[f"{_name}-repaired"] = partial(_strategy, repaired=True)
-
-
-PLACES_STRATEGIES = tuple(STRATEGIES)[1:]  # the classic ones and their repaired forms: ``ratio`` is a share of places
+CLASSIC = tuple(STRATEGIES)[1:]  # with their repaired forms: ``ratio`` is a share of slots
 
 
 def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_], priority: NDArray[np.uint64]) -> Lists:
-    """Give the last m of k places to the eligible films of lowest priority that the places before do not hold.
+    """Give the last m of k slots to the eligible items of lowest priority that the slots before do not hold.
 
-    Where fewer than m films are eligible the ranking keeps its films, and the picks stand at the very end.
+    Where fewer than m items are eligible the ranking keeps its items, and the picks are at the very end.
     """
     top = ranking.top(k)
-    m = min(m, k)
     if m == 0:
         return Lists(top, np.zeros(top.shape, bool))
     kept, window = top[:, : k - m], top[:, k - m :]
     free = eligible.copy()
     row, column = np.nonzero(kept >= 0)
     free[row, kept[row, column]] = False
-    last = np.iinfo(np.uint64).max
-    key = np.where(free, priority, last)
-    picks = np.full((len(top), m), -1, np.int32)
-    for place in range(min(m, key.shape[1])):  # a few passes cost less than a sort
-        least = key.argmin(axis=1)[:, None]
-        found = np.take_along_axis(key, least, axis=1) != last
-        picks[:, [place]] = np.where(found, least, -1)
-        np.put_along_axis(key, least, last, axis=1)
+    key = np.where(free, priority, LAST)
+    first = np.argpartition(key, range(min(m, key.shape[1])), axis=1)[:, :m]
+    picks = np.where(np.take_along_axis(key, first, axis=1) < LAST, first, -1)
     n_picks = (picks >= 0).sum(axis=1, keepdims=True)
     stays = (window >= 0) & ~(window[:, :, None] == picks[:, None, :]).any(axis=2)
     stays &= np.cumsum(stays, axis=1) <= m - n_picks
-    both = np.hstack([window, picks])
-    used = np.hstack([stays, picks >= 0])
-    slot = np.argsort(~used, axis=1, kind="stable")[:, :m]
-    tail = np.where(np.take_along_axis(used, slot, axis=1), np.take_along_axis(both, slot, axis=1), -1)
-    explored = (slot >= m) & (tail >= 0)
+    both, used = np.hstack([window, picks]), np.hstack([stays, picks >= 0])
+    chosen = np.argsort(~used, axis=1, kind="stable")[:, :m]
+    tail = np.where(np.take_along_axis(used, chosen, axis=1), np.take_along_axis(both, chosen, axis=1), -1)
+    explored = (chosen >= m) & (tail >= 0)
     return Lists(np.hstack([kept, tail]).astype(np.int32), np.hstack([np.zeros(kept.shape, bool), explored]))
 
 
 def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
-    """(B, I) random priorities: a hash (splitmix64, Steele et al. 2014) of seed and user id, and of the film."""
+    """(B, I) random priorities: a hash (splitmix64, Steele et al. 2014) of seed, user id and item."""
     return _hashes(tuple(ranking.users), ranking.order.shape[1], seed)
 
 
 @lru_cache(maxsize=1)
 def _hashes(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint64]:
     user = np.array([child_seed(seed, "diversity", name) for name in users]).astype(np.uint64)
-    film = np.arange(n_items).astype(np.uint64)
-    z = (user[:, None] << np.uint64(32)) | film
-    z = z * np.uint64(0x9E3779B97F4A7C15)
+    z = ((user[:, None] << np.uint64(32)) | np.arange(n_items).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    mixed.flags.writeable = False  # every strategy is dealt the same
+    mixed.flags.writeable = False  # shared by the strategies
     return mixed
 
 
@@ -318,50 +282,50 @@ def _hashes(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint6
 
 
 class Pool(NamedTuple):
-    """What the rules know of the M best films of B users; what stands at -1 in the pool is never chosen."""
+    """What the rules know about the M best items of B users; padding (-1) in the pool is never chosen."""
 
-    films: Floats  # (B, M, G) each film spread evenly over its genres
+    items: Floats  # (B, M, G) each item spread evenly over its genres
     wanted: Floats  # (B, G) genre mixes of the profiles
     fame: Floats  # (B, M) log(1 + popularity) in [0, 1]
 
 
 Rule = Callable[[Pool], Generator[Floats, NDArray[np.intp], None]]
-"""Yields the (B, M) values of the films as the next one; is sent the places (B,) of the films chosen."""
+"""Yields the (B, M) values of the items as the next one; is sent the positions (B,) of the items chosen."""
 
 
 def _mmr(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    films, nearest = _unit(pool.films), np.zeros(pool.fame.shape)
+    items, nearest = _unit(pool.items), np.zeros(pool.fame.shape)
     while True:
         chosen = yield -nearest
-        nearest = np.maximum(nearest, _overlap(films, _at(films, chosen)))
+        nearest = np.maximum(nearest, _overlap(items, _at(items, chosen)))
 
 
 def _xquad(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
     uncovered = pool.wanted
     while True:
-        chosen = yield _overlap(pool.films, uncovered)
-        uncovered = uncovered * (1 - _at(pool.films, chosen))
+        chosen = yield _overlap(pool.items, uncovered)
+        uncovered = uncovered * (1 - _at(pool.items, chosen))
 
 
 def _calibration(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
     wanted = pool.wanted[:, None, :]
     given = np.zeros_like(wanted)
     while True:
-        mix = given + pool.films
+        mix = given + pool.items
         mix /= np.maximum(mix.sum(axis=2, keepdims=True), 1)
         smooth = (1 - SMOOTHING) * mix + SMOOTHING * wanted
         # sum p log q~ is -KL but for sum p log p, which no choice changes
         chosen = yield _overlap(np.log(np.where(wanted > 0, smooth, 1)), pool.wanted)
-        given = given + _at(pool.films, chosen)[:, None, :]
+        given = given + _at(pool.items, chosen)[:, None, :]
 
 
 def _dpp(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    films = _unit(pool.films)
-    left = np.ones(pool.fame.shape)  # squared distance of each film from the span of the chosen ones
-    factors: list[Floats] = []  # (B, M) rows of the Cholesky factor, one for each chosen film
+    items = _unit(pool.items)
+    left = np.ones(pool.fame.shape)  # squared distance of each item from the span of the chosen ones
+    factors: list[Floats] = []  # (B, M) rows of the Cholesky factor, one for each chosen item
     while True:
         chosen = yield np.log(np.maximum(left, TINY))
-        similar = KINSHIP * _overlap(films, _at(films, chosen))
+        similar = SAME_GENRES * _overlap(items, _at(items, chosen))
         np.put_along_axis(similar, chosen[:, None], 1, axis=1)
         for factor in factors:
             similar -= factor * _at(factor, chosen)[:, None]
@@ -375,18 +339,18 @@ def _discount(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
 
 
 def _at(values: NDArray[Any], chosen: NDArray[np.intp]) -> NDArray[Any]:
-    """The entry of each user's chosen film."""
+    """The entry of each user's chosen item."""
     return values[np.arange(len(chosen)), chosen]
 
 
-def _overlap(films: Floats, other: Floats) -> Floats:
+def _overlap(items: Floats, other: Floats) -> Floats:
     """(B, M) inner products of (B, M, G) with (B, G)."""
-    return np.asarray(np.einsum("bmg,bg->bm", films, other))
+    return np.asarray(np.einsum("bmg,bg->bm", items, other))
 
 
-def _unit(films: Floats) -> Floats:
-    norm = np.sqrt(np.square(films).sum(axis=2, keepdims=True))
-    return np.asarray(films / np.where(norm > 0, norm, 1))
+def _unit(items: Floats) -> Floats:
+    norm = np.sqrt(np.square(items).sum(axis=2, keepdims=True))
+    return np.asarray(items / np.where(norm > 0, norm, 1))
 
 
 RULES: dict[str, Rule] = {"mmr": _mmr, "xquad": _xquad, "calibration": _calibration, "dpp": _dpp, "discount": _discount}
@@ -394,16 +358,16 @@ EXPOSURE = "exposure"  # the strategy of exposure_slot
 GENRE_BASED = ("genre", "genre-repaired", "mmr", "xquad", "calibration", "dpp")  # need a catalogue with genres
 
 
-def _greedy(ranking: Ranking, ratio: float, *, k: int, catalogue: Catalogue, seed: int, rule: Rule) -> Lists:
-    """Place by place the best film of the pool; equal ones in the order of the ranking. Films after it follow it."""
-    pool = ranking.order[:, : ranking.worth.shape[1]]
-    values = rule(Pool(catalogue.mix[pool], catalogue.profile_mix(ranking.profiles), catalogue.fame[pool]))
+def _greedy(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, rule: Rule) -> Lists:
+    """Slot by slot the best item of the pool, ties by the ranking; items after the pool keep their order."""
+    pool = ranking.order[:, : ranking.relevance.shape[1]]
+    values = rule(Pool(facts.mix[pool], facts.profile_mix(ranking.profiles), facts.fame[pool]))
     value, free, top = next(values), pool >= 0, ranking.top(k)
     lists = top.copy()
-    for place in range(min(k, pool.shape[1])):
-        gain = (1 - ratio) * ranking.worth + ratio * value
+    for slot in range(min(k, pool.shape[1])):
+        gain = (1 - ratio) * ranking.relevance + ratio * value
         chosen = np.where(free, gain, -np.inf).argmax(axis=1)
-        lists[:, place] = np.where(_at(free, chosen), _at(pool, chosen), -1)
+        lists[:, slot] = np.where(_at(free, chosen), _at(pool, chosen), -1)
         np.put_along_axis(free, chosen[:, None], False, axis=1)
         value = values.send(chosen)
     return Lists(lists, _not_in(lists, top))
@@ -414,15 +378,15 @@ for _name, _rule in RULES.items():
 
 
 def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k: int = 10) -> Lists:
-    """Lists whose last place goes to a film of the pool that few users before were shown. For batches only.
+    """Lists whose last slot goes to an item of the pool that few users before were shown. For batches only.
 
-    The film i of the rest of the pool with the largest (1 - lambda) worth(i) + lambda / (1 + shown(i)); users in the
-    order of the ranking.
+    The item i of the rest of the pool with the largest (1 - lambda) relevance(i) + lambda / (1 + shown(i)); users in
+    the order of the ranking.
 
     Parameters
     ----------
     ratio : lambda, in [0, 1]
-    shown : (I,) how many lists hold each film so far; counted on here, so that blocks of users can follow each other
+    shown : (I,) how many lists hold each item so far; updated here, so that blocks of users can follow each other
 
     >>> ranking = Ranking.of(np.array([[3, 2, 1, 0]] * 2, np.float32), csr_matrix((2, 4)), ["a", "b"])
     >>> exposure_slot(ranking, 0.9, np.zeros(4, np.int64), k=2).items.tolist()
@@ -430,9 +394,10 @@ def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k
     """
     top = ranking.top(k)
     lists = top.copy()
-    for row, (pool, worth) in enumerate(zip(ranking.order[:, : ranking.worth.shape[1]], ranking.worth, strict=True)):
+    pools = ranking.order[:, : ranking.relevance.shape[1]]
+    for row, (pool, relevance) in enumerate(zip(pools, ranking.relevance, strict=True)):
         shown[lists[row, : k - 1][lists[row, : k - 1] >= 0]] += 1
-        rest, value = pool[k - 1 :][pool[k - 1 :] >= 0], worth[k - 1 :]
+        rest, value = pool[k - 1 :][pool[k - 1 :] >= 0], relevance[k - 1 :]
         if rest.size:
             gain = (1 - ratio) * value[: rest.size] + ratio / (1 + shown[rest])
             lists[row, k - 1] = rest[gain.argmax()]
@@ -441,5 +406,5 @@ def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k
 
 
 def _not_in(lists: NDArray[np.int32], top: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(B, k) True for the films of the lists that the plain ones do not hold."""
+    """(B, k) True for the items of the lists that the plain ones do not hold."""
     return np.asarray((lists >= 0) & ~(lists[:, :, None] == top[:, None, :]).any(axis=2))
