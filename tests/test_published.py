@@ -84,6 +84,13 @@ def test_what_is_timed_gives_the_answers_of_its_peers() -> None:
     assert all(row["same"] for row in compared)
 
 
+def test_the_example_of_readme_runs() -> None:
+    example = (ROOT / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    names = {"frame": pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})}
+    exec(example, names)
+    assert names["scores"].shape == (2, 2)
+
+
 @pytest.mark.slow
 def test_the_code_still_gives_the_published_numbers() -> None:
     """Same commit, data and parameters: byte for byte (on the platform that published them)."""
