@@ -53,7 +53,7 @@ SITE = "site"
 MANIFEST = "manifest.json"
 NOTEBOOK = "notebook.ipynb"
 TIMINGS = "timings.json"
-DATA = (".csv", ".css", ".yaml")  # read by the module beside them that names the file
+DATA = (".csv", ".css", ".yaml", ".j2")  # read by the module next to or above them that names the file
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,21 @@ def imported_modules(sources: list[str], root: Path) -> list[Path]:
 
     Nothing is run.
     """
-    pending, found = set().union(*(_imports(source, root) for source in sources)), set[Path]()
+    pending, found = set().union(*(_imports(source, root) for source in sources)), set(_answers(sources, root))
     while pending:
         module = pending.pop()
         text = module.read_text(encoding="utf-8")
-        data = {file for file in module.parent.glob("*") if file.suffix in DATA and f'"{file.name}"' in text}
+        data = {file for file in module.parent.rglob("*") if file.suffix in DATA and f'"{file.name}"' in text}
         found |= {module, *data}
         pending |= _imports(text, root) - found
     return sorted(found)
+
+
+def _answers(sources: list[str], root: Path) -> Iterator[Path]:
+    """The templates of the findings that a notebook concludes with."""
+    for source in sources:
+        for id in re.findall(r'conclude\(\s*"([\w-]+)"', source):
+            yield root / "recsys_study" / "answers" / f"{id}.md.j2"
 
 
 def _imports(source: str, root: Path) -> set[Path]:
@@ -326,7 +333,8 @@ class _Run:
         made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
         made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
         modules = imported_modules(["from recsys_study import report"], plan.root)
-        return made | {plan.shown(file): _sha256(file) for file in [*modules, *self._measured()]}
+        texts = sorted((plan.root / "reports" / "published" / "discussion").glob("*.md"))
+        return made | {plan.shown(file): _sha256(file) for file in [*modules, *texts, *self._measured()]}
 
     # run by doit in a thread of its own
     def execute(self, stage: str) -> bool:

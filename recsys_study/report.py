@@ -122,7 +122,8 @@ def _context(answers: Findings, metrics: pd.DataFrame) -> dict[str, Any]:
 
 
 def _fill(template: str, context: Mapping[str, Any]) -> str:
-    return findings.environment(TEMPLATES).get_template(template).render(context)
+    environment = findings.environment(TEMPLATES)
+    return environment.get_template(template).render(context, use=environment.get_template("macros.md.j2").module)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

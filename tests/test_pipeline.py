@@ -212,13 +212,15 @@ def test_only_modules_a_notebook_reaches_count(tmp_path: Path) -> None:
 
 
 def test_the_packages_data_files_belong_to_who_reads_them() -> None:
-    first, site = (
-        {path.name for path in imported_modules([code], ROOT)}
-        for code in ("from recsys_study import ingest", "from recsys_study import report")
+    notebooks = [source for path in (ROOT / "notebooks").glob("*.ipynb") for source in pipeline.code_cells(path)]
+    first, site, all_stages = (
+        {path.name for path in imported_modules(sources, ROOT)}
+        for sources in (["from recsys_study import ingest"], ["from recsys_study import report"], notebooks)
     )
     assert "ml_100k_movie_ids.csv" in first
-    assert "report.css" in site
-    read = {name for name in first | site if not name.endswith(".py")}
+    assert {"report.css", "index.md.j2", "macros.md.j2"} <= site
+    assert "elicitation.md.j2" in all_stages - site
+    read = {name for name in first | site | all_stages if not name.endswith(".py")}
     there = {p.name for package in ("recsys_utils", "recsys_study") for p in (ROOT / package).rglob("*.*")}
     assert read == {name for name in there if name.endswith(pipeline.DATA)}, "nobody reads the others"
 
