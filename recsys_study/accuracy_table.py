@@ -1,6 +1,6 @@
-"""The accuracy ladder: how far each rung, up to a stacked blend, brings the error of rating predictions down.
+"""The accuracy table: how far each model, up to a stacked blend, brings the error of rating predictions down.
 
-Whatever predicts gets the asked ratings as NaN, so nothing that is reported can be looked at before its time.
+Every model gets the test ratings as NaN, so no reported rating can be used before it is predicted.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
+from recsys_study import figures
 from recsys_study.bayesian_fm import FEATURES, BayesianFM
+from recsys_study.findings import Contrast
 from recsys_study.latent_factors import inside
 from recsys_utils.base import Floats, InputError, child_seed
 from recsys_utils.data.interactions import Interactions
@@ -29,7 +34,8 @@ from recsys_utils.models.variational_mf import VariationalMF
 Model = SVD | KNN | VariationalMF | BayesianFM
 
 BLEND, EARLIER_BLEND, MOMENT = "blend", "blend without moment", "FM ids+time+implicit+ordinal+moment"
-KNOWN = ("FM ids", "FM ids+time")  # left out of the blends: another rung knows all that these know
+KNOWN = ("FM ids", "FM ids+time")  # left out of the blends: another model knows all that these know
+SEEDS = "03_cf_grid_search"  # whose seeds the table has
 INNER_FOLDS = 10  # a training part is cut into so many folds; the first is predicted for the weights of the blend
 PENALTIES = np.logspace(-1, 3, 9)  # of the blend's ridge, whose leave-one-out error chooses
 U1_SIZES = (100_000, 20_000)  # ratings in all and in u1.test
@@ -37,7 +43,7 @@ U1_SIZES = (100_000, 20_000)  # ratings in all and in u1.test
 
 @dataclass(frozen=True)
 class Step:
-    """A fold, or a run from new start values: fit on ``train``, predict ``asked`` with each of ``models``.
+    """A fold, or a run from new start values: fit on ``train``, predict ``asked`` (the test part) with every model.
 
     Raises
     ------
@@ -91,18 +97,29 @@ def u1_steps(
     return [Step(train, asked, models) for models in singles]
 
 
+def fold_steps(
+    data: Interactions, fold: NDArray[np.int8], svd: Sequence[SVD], knn: Sequence[KNN], *, has_time: bool, seed: int
+) -> list[Step]:
+    """rating-cv5: a step for each fold, with the settings of SVD and KNN that the nested search chose there."""
+    found = []
+    for f in np.unique(fold).tolist():
+        models = rungs(svd[f], knn[f], has_time=has_time, seed=child_seed(seed, SEEDS, "ladder", f))
+        found.append(Step(data.where(fold != f), data.where(fold == f), models))
+    return found
+
+
 def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions of every rung for every step, and of ridge blends of all rungs but :data:`KNOWN`, with and without
-    the one that knows the moment.
+    """Predictions of every model for every step, and of ridge blends of all models but :data:`KNOWN`, with and without
+    the one that uses same-minute ratings.
 
     Blends are stacked on cross-fitted predictions inside each training part: a random tenth of it is predicted by
     models that were fitted on the rest, weights are fitted on these predictions, and the same models, refitted on the
-    whole training part, are weighted so. Nothing of what is asked takes part.
+    whole training part, are weighted so. No test rating is used.
 
     Returns
     -------
-    A row an asked rating: step, user (position), rating, per rung its mean (not clipped) and ``<rung>, deviation``
-    (NaN where it has none); and a row a step and blend: intercept, penalty, weights, and ``<rung>, seconds``.
+    One row per test rating: step, user (position), rating, per model its mean (not clipped) and ``<model>, deviation``
+    (NaN where it has none); and one row per step and blend: intercept, penalty, weights, and ``<model>, seconds``.
     """
     tasks, tuning = [], []
     for number, step in enumerate(steps):
@@ -151,7 +168,7 @@ def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[
 def heights(
     found: pd.DataFrame, steps: Sequence[Step], boot: Bootstrap, protocol: str
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Estimate], pd.DataFrame]:
-    """Rows for metrics.csv (variant = rung), the falls of RMSE from rung to rung, and RMSE by step (rows) and rung.
+    """Rows for metrics.csv (variant = model), the RMSE saved from one model to the next, and RMSE by step and model.
 
     Errors and interval coverage are over all steps together, their intervals over users. Of runs from several start
     values, which predict the same ratings, it is the mean over the runs' squared errors, and a user is resampled with
@@ -176,3 +193,45 @@ def heights(
     falls = {(a, b): boot.rmse_difference(sums[a]["squared"], sums[b]["squared"], count) for a, b in pairwise(sums)}
     by_step = (clipped.sub(rating, axis=0) ** 2).groupby(found["step"]).mean() ** 0.5
     return pd.concat(rows, ignore_index=True), falls, by_step
+
+
+PUBLISHED = pd.DataFrame(
+    [
+        ("rating-cv5", "SVD", 0.934, "Surprise, README, Benchmarks: 5 random folds, defaults"),
+        ("rating-cv5", "k-NN Baseline", 0.931, "Surprise, README, Benchmarks: 5 random folds, defaults"),
+        ("rating-cv5", "SVD++", 0.919, "Surprise, README, Benchmarks: 5 random folds, defaults"),
+        ("rating-u1", "GLocal-K", 0.8889, "Han, Lim, Long, Burgstaller, Poon, CIKM 2021: ratings only"),
+        ("rating-u1", "GHRS", 0.887, "Darban, Valipour, Expert Systems with Applications 2022: with demographics"),
+    ],
+    columns=["protocol", "variant", "value", "source"],
+).assign(metric="rmse", model="published")
+"""Others' errors on MovieLens 100K; folds of rating-cv5 are drawn anew by everyone, those of rating-u1 are files."""
+
+
+def published(dataset: str) -> pd.DataFrame:
+    return PUBLISHED if dataset == "ml-100k" else PUBLISHED.iloc[:0]
+
+
+def accuracy_figure(rows: pd.DataFrame, dataset: str) -> Figure:
+    """RMSE of every model with its interval, a panel per protocol, and published values without one."""
+    protocols = rows["protocol"].unique()
+    fig, axes = plt.subplots(len(protocols), 1, figsize=(7.6, 3.4 * len(protocols)), squeeze=False)
+    theirs = published(dataset).assign(ci_low=lambda t: t["value"], ci_high=lambda t: t["value"])
+    theirs["variant"] = "published: " + theirs["variant"]
+    both = pd.concat([rows[rows["metric"] == "rmse"], theirs])
+    for ax, protocol in zip(axes[:, 0], protocols, strict=True):
+        figures.intervals(ax, both[both["protocol"] == protocol], label="variant", model="model")
+        ax.set(title=protocol, xlabel="RMSE (rating points), 95 % interval over users")
+    return fig
+
+
+def saved_by_model(falls: Mapping[str, Mapping[tuple[str, str], Estimate]], margin: float) -> list[Contrast]:
+    """A contrast for each model and protocol: the RMSE it saves over the one before it in the table."""
+    return [
+        Contrast.from_estimate(
+            f"{protocol}-{number}", f"{after} instead of {before}", fall, of=f"RMSE, {protocol}", unit="rating points",
+            margin=margin,
+        )
+        for protocol, pairs in falls.items()
+        for number, ((before, after), fall) in enumerate(pairs.items(), 1)
+    ]  # fmt: skip

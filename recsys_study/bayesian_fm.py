@@ -32,7 +32,7 @@ DAMPING = 3.0  # ratings of no deviation that are added to those of a moment
 
 
 def myfm() -> Any:
-    """The library, which only the accuracy ladder needs.
+    """The library, which only the accuracy table needs.
 
     Raises
     ------

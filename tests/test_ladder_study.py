@@ -1,4 +1,4 @@
-"""The accuracy ladder: its blend knows nothing of what is reported, its numbers follow from the predictions."""
+"""The accuracy table: its blend knows nothing of what is reported, its numbers follow from the predictions."""
 
 from __future__ import annotations
 
@@ -161,18 +161,14 @@ def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("myfm") is None, reason="the extra accuracy is not installed")
-def test_the_notebook_climbs_on_smoke(smoke_run, tmp_path) -> None:
-    """accuracy=full, without the section's name, and small grids: the ladder's rows and finding are written."""
+def test_the_notebook_makes_the_table_on_smoke(smoke_run, tmp_path) -> None:
     import papermill
 
-    settings = ["accuracy=full", "svd_grid={n_factors: [3], n_epochs: [60, 90], lr: [0.02], reg: [0.05]}"]
-    settings.append(
-        "knn_grid={kind: [KNNBaseline], similarity: [msd], user_based: [false], k: [20, 40], min_support: [1]}"
-    )
-    plan = plan_from(ROOT / "params" / "smoke.yaml", [*settings, "training_seeds=1"], jobs=1)
-    values = plan.values("03_cf_grid_search", tmp_path)
+    plan = plan_from(ROOT / "params" / "smoke.yaml", [], jobs=1)
+    given = plan.values("03_cf_grid_search", tmp_path)
     papermill.execute_notebook(
-        ROOT / "notebooks" / "03_cf_grid_search.ipynb", tmp_path / "notebook.ipynb", parameters=values,
+        ROOT / "notebooks" / "appendix_accuracy_ladder.ipynb", tmp_path / "notebook.ipynb",
+        parameters={name: given[name] for name in ("workspace", "output", "seed", "jobs")},
         cwd=ROOT / "notebooks", progress_bar=False,
     )  # fmt: skip
     rows = pd.read_csv(tmp_path / "metrics.csv").query("model == 'ladder'")
