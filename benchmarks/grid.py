@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import surprise
+from scipy.sparse import csr_matrix
 from surprise.model_selection import GridSearchCV
 
 from benchmarks.generated import movielens_like
@@ -52,6 +53,24 @@ class Folds:
             yield data.construct_trainset(raw), list(rows)
 
 
+def as_stored(train: Interactions, test: Interactions) -> grid_kernels.Pair:
+    """The pair with users, items and each user's ratings in the order in which the training rows are stored.
+
+    That is the order of Surprise's own cross-validation, from which its SVD starts with other values.
+    """
+    numbers = []
+    for index, total in zip((train.user, train.item), train.shape, strict=True):
+        first = np.full(total, len(train))
+        first[index[::-1]] = np.arange(len(train))[::-1]  # of several assignments the last one holds
+        numbers.append(np.argsort(np.argsort(first, kind="stable")).astype(np.int32))
+    stored, other = (replace(d, user=numbers[0][d.user], item=numbers[1][d.item]) for d in (train, test))
+    order = np.argsort(stored.user, kind="stable")
+    ends = np.cumsum(np.bincount(stored.user, minlength=train.shape[0]))
+    rows = (train.rating[order], stored.item[order], np.r_[0, ends])
+    stored.__dict__["user_item"] = csr_matrix(rows, shape=train.shape)  # the cached one sorts each user's items
+    return stored, other
+
+
 def by_fast_grid(
     pairs: Sequence[grid_kernels.Pair], options: Sequence[SurpriseModel], jobs: int, shuffled: bool
 ) -> Generator[None, None, np.ndarray]:
@@ -59,7 +78,8 @@ def by_fast_grid(
     small = pairs[0][0].where(np.arange(len(pairs[0][0])) < 200)
     grid_kernels.errors([(small, small)], [replace(o, n_epochs=1) if isinstance(o, SVD) else o for o in options])
     yield
-    return grid_kernels.errors(pairs, options, jobs=jobs, stored=shuffled)[..., 0].mean(axis=0)
+    parts = [as_stored(*pair) for pair in pairs] if shuffled else pairs
+    return grid_kernels.errors(parts, options, jobs=jobs)[..., 0].mean(axis=0)
 
 
 def by_surprise(

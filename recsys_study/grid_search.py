@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +14,11 @@ import seaborn as sns
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from recsys_study import figures
 from recsys_study.findings import Contrast
-from recsys_utils.base import MOST_RATED, Floats, child_seed
+from recsys_utils.base import MOST_RATED, Floats, Recommender, Scores, child_seed
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import (
@@ -34,7 +35,7 @@ from recsys_utils.evaluation.protocols import (
 )  # fmt: skip
 from recsys_utils.evaluation.significance import Bootstrap, Estimate
 from recsys_utils.models import grid_kernels
-from recsys_utils.models.rankers import Average, Model, Popularity
+from recsys_utils.models.rankers import Model, Popularity
 from recsys_utils.models.surprise_models import SVD, SurpriseModel, fits_surprise, predict_by_surprise
 
 Sums = dict[str, Floats]  # per-user sums of metrics.error_sums
@@ -255,6 +256,24 @@ def fold_in_agreement(
 
 
 # ---- ranking
+
+
+@dataclass
+class Average:
+    """Mean of the scores of several models on one scale, such as SVD and KNN."""
+
+    name: ClassVar[str] = "average"
+    models: Sequence[Recommender]
+
+    def fit(self, train: Interactions) -> Self:
+        for model in self.models:
+            model.fit(train)
+        return self
+
+    def scores(self, profiles: csr_matrix) -> Scores:
+        """(users, items) float32."""
+        scores: Scores = np.mean([model.scores(profiles) for model in self.models], axis=0)
+        return scores
 
 
 @dataclass(frozen=True)

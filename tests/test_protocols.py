@@ -43,13 +43,6 @@ def test_a_panel_is_drawn_by_id_and_seed_alone() -> None:
     assert set(DATA.users[protocols.draw_panel(DATA.users, 20, seed=2)]) != drawn
 
 
-def test_places_in_order() -> None:
-    user = np.array([0, 1, 0, 1, 1], np.int32)
-    assert protocols.in_order(user, np.array([1, 0, 0, 2, 1], np.int32))
-    for wrong in ([1, 0, 1, 2, 1], [1, 0, 0, 3, 1], [-1, 0, 0, 2, 1]):
-        assert not protocols.in_order(user, np.array(wrong, np.int32))
-
-
 def pairs(matrix) -> set[tuple[int, int]]:
     return set(zip(*map(np.ndarray.tolist, matrix.nonzero()), strict=True))
 

@@ -130,16 +130,6 @@ def draw_panel(users: NDArray[np.object_], size: int, *, seed: int) -> Mask:
     return mask
 
 
-def in_order(user: NDArray[np.int32], place: NDArray[np.int32]) -> bool:
-    """Whether the places (N,) of each user's ratings are 0, 1, 2 and so on, each once."""
-    counts = np.bincount(user)
-    starts, taken = np.cumsum(counts) - counts, np.zeros(len(user), np.bool_)
-    if ((place < 0) | (place >= counts[user])).any():
-        return False
-    taken[starts[user] + place] = True
-    return bool(taken.all())
-
-
 # ---- guards
 
 

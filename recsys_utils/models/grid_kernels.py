@@ -6,9 +6,8 @@
 - KNN: similarities are summed in Surprise's order, a row at a time (no matrix of all pairs is ever held), and serve
   every k, ``min_support`` and kind; ties among neighbours go to the earlier one, as ``heapq.nlargest`` has it.
 
-"Surprise's numbers" are those of its models fitted on ``surprise_models.surprise_trainset``, which sorts the ratings,
-or, with ``stored``, on the rows as they stand (its own cross-validation shuffles them): SVD then starts from other
-values. Its estimates go through BLAS, whose dot products differ in the last digit.
+"Surprise's numbers" are those of its models fitted on ``surprise_models.surprise_trainset``, which sorts the ratings.
+Its estimates go through BLAS, whose dot products differ in the last digit.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -31,28 +30,15 @@ from scipy.sparse import csc_matrix, csr_matrix
 from recsys_utils.base import Floats, Scale, child_rng
 from recsys_utils.data.interactions import Interactions
 
+if TYPE_CHECKING:
+    from recsys_utils.models.surprise_models import KNN, SVD
+
 TOGETHER = 4  # settings of SVD that advance together: the doubles in a vector of most processors
 SHRINKAGE = 100  # Surprise's default for pearson_baseline
 REG_ITEM, REG_USER, BASELINE_EPOCHS = 10, 15, 10  # Surprise's defaults for alternating least squares
 SIMILARITIES = ("cosine", "msd", "pearson_baseline")
 
 Pair = tuple[Interactions, Interactions]  # training part, test part
-
-
-class SvdSetting(Protocol):
-    n_factors: int
-    n_epochs: int
-    lr: float
-    reg: float
-    seed: int
-
-
-class KnnSetting(Protocol):
-    kind: Literal["KNNWithMeans", "KNNBaseline"]
-    k: int
-    similarity: Literal["pearson_baseline", "msd", "cosine"]
-    user_based: bool
-    min_support: int
 
 
 # ---- grids
@@ -65,7 +51,7 @@ def shuffled_folds(data: Interactions, folds: int, seed: int) -> list[Pair]:
     return [(data.where(fold != f), data.where(fold == f)) for f in range(folds)]
 
 
-def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1, stored: bool = False) -> Floats:
+def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1) -> Floats:
     """(pairs, options, 2) RMSE and MAE of every setting on every test part.
 
     Parameters
@@ -73,11 +59,10 @@ def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1, stor
     options : unfitted ``SVD`` and ``KNN`` models
     jobs : threads, unless joblib was told otherwise (the kernels let go of Python's lock, and a process takes longer to
         start than many a grid); a task is a pair and the settings that share their work, so results don't depend on it
-    stored : SVD takes the ratings in the order in which they are stored (see the module), not by user and item
     """
     shared = batches(options)
     found = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_errors)(train, test, [options[place] for place in places], stored)
+        delayed(_errors)(train, test, [options[place] for place in places])
         for train, test in pairs
         for places in shared
     )
@@ -87,8 +72,8 @@ def errors(pairs: Iterable[Pair], options: Sequence[Any], *, jobs: int = 1, stor
     return table
 
 
-def _errors(train: Interactions, test: Interactions, options: Sequence[Any], stored: bool) -> Floats:
-    error = predictions(train, test, options, stored=stored) - test.rating
+def _errors(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
+    error = predictions(train, test, options) - test.rating
     return np.column_stack([np.sqrt(np.mean(error**2, axis=1)), np.abs(error).mean(axis=1)])
 
 
@@ -112,13 +97,13 @@ def batches(options: Sequence[Any]) -> list[list[int]]:
     return found
 
 
-def predictions(train: Interactions, test: Interactions, options: Sequence[Any], *, stored: bool = False) -> Floats:
+def predictions(train: Interactions, test: Interactions, options: Sequence[Any]) -> Floats:
     """(options, N_test) float64 predicted ratings, clipped to the scale; users and items may be new."""
     out = np.empty((len(options), len(test)))
     for places in batches(options):
         batch = [options[place] for place in places]
         svd = batch[0].name == "svd"
-        out[places] = _svd_predictions(train, test, batch, stored) if svd else _knn_predictions(train, test, batch)
+        out[places] = _svd_predictions(train, test, batch) if svd else _knn_predictions(train, test, batch)
     return np.clip(out, train.scale.lo, train.scale.hi, out=out)
 
 
@@ -133,15 +118,13 @@ def in_svd_units(train: Interactions) -> tuple[Interactions, float]:
     return replace(train, rating=train.rating / np.float32(unit), scale=Scale(scale.lo / unit, scale.hi / unit)), unit
 
 
-def svd_fits(
-    train: Interactions, options: Sequence[SvdSetting], *, stored: bool = False
-) -> Iterator[tuple[int, Floats, Floats, Floats, Floats]]:
+def svd_fits(train: Interactions, options: Sequence[SVD]) -> Iterator[tuple[int, Floats, Floats, Floats, Floats]]:
     """What one batch of settings learns: for each option its place, b_u (U,), b_i (I,), p_u (U, F) and q_i (I, F).
 
     Users and items without ratings have zeros, which is how Surprise predicts them. The arrays belong to the fit,
     which goes on: use or copy them before asking for the next.
     """
-    matrix, user, item = _as_stored(train) if stored else (train.user_item, slice(None), slice(None))
+    matrix = train.user_item
     ratings = matrix.data.astype(np.float64)
     members = list(dict.fromkeys((o.lr, o.reg) for o in options))
     lr, reg = (tuple(map(float, values)) for values in zip(*members, strict=True))
@@ -160,27 +143,15 @@ def svd_fits(
         for place, option in enumerate(options):
             if option.n_epochs == epochs:
                 m = members.index((option.lr, option.reg))
-                traits = factors[0][user, :, m], factors[1][item, :, m]
-                yield place, biases[0][user, m], biases[1][item, m], *traits
+                traits = factors[0][:, :, m], factors[1][:, :, m]
+                yield place, biases[0][:, m], biases[1][:, m], *traits
 
 
-def _as_stored(train: Interactions) -> tuple[csr_matrix, NDArray[np.intp], NDArray[np.intp]]:
-    """Users, items and each user's ratings in the order of the rows, and the row and column that each one has."""
-    places = []
-    for index, total in zip((train.user, train.item), train.shape, strict=True):
-        first = np.full(total, len(train))
-        first[index[::-1]] = np.arange(len(train))[::-1]  # of several assignments the last one holds
-        places.append(np.argsort(np.argsort(first, kind="stable")))
-    user, item = places[0][train.user], places[1][train.item]
-    order, ends = np.argsort(user, kind="stable"), np.cumsum(np.bincount(user, minlength=train.shape[0]))
-    return csr_matrix((train.rating[order], item[order], np.r_[0, ends]), shape=train.shape), places[0], places[1]
-
-
-def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SvdSetting], stored: bool) -> Floats:
+def _svd_predictions(train: Interactions, test: Interactions, options: Sequence[SVD]) -> Floats:
     out = np.empty((len(options), len(test)))
     train, unit = in_svd_units(train)
     mean = train.user_item.data.mean(dtype=np.float64)
-    for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options, stored=stored):
+    for place, user_bias, item_bias, user_factors, item_factors in svd_fits(train, options):
         dots = _products(user_factors, item_factors, test.user, test.item)
         out[place] = ((mean + user_bias[test.user]) + item_bias[test.item]) + dots
     return out * unit
@@ -349,7 +320,7 @@ def _arrays(columns: csc_matrix) -> tuple[Any, ...]:
     return columns.indptr, columns.indices, columns.data
 
 
-def _knn_predictions(train: Interactions, test: Interactions, options: Sequence[KnnSetting]) -> Floats:
+def _knn_predictions(train: Interactions, test: Interactions, options: Sequence[KNN]) -> Floats:
     similarity, user_based = options[0].similarity, options[0].user_based
     sides = _Sides(train, similarity, user_based)
     x, y = (test.user, test.item) if user_based else (test.item, test.user)

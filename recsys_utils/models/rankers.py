@@ -7,7 +7,7 @@ users are treated alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix, issparse
 
-from recsys_utils.base import MOST_RATED, Floats, InputError, Recommender, Scores
+from recsys_utils.base import MOST_RATED, Floats, InputError, Scores
 from recsys_utils.data.interactions import Interactions, item_counts
 
 DENSE_BYTES = 3_600_000_000  # the most that dense matrices of all pairs may take: EASE on 15,000 items
@@ -269,22 +269,4 @@ class EASE(Model):
         binary = self.binarised(checked(profiles, int(self.n_items)), self.binarise)
         scores = np.zeros(binary.shape, np.float32)
         scores[:, self.kept] = binary[:, self.kept] @ self.weights
-        return scores
-
-
-@dataclass
-class Average:
-    """Mean of the scores of several models on one scale, such as SVD and KNN."""
-
-    name: ClassVar[str] = "average"
-    models: Sequence[Recommender]
-
-    def fit(self, train: Interactions) -> Self:
-        for model in self.models:
-            model.fit(train)
-        return self
-
-    def scores(self, profiles: csr_matrix) -> Scores:
-        """(users, items) float32."""
-        scores: Scores = np.mean([model.scores(profiles) for model in self.models], axis=0)
         return scores
