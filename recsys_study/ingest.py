@@ -62,7 +62,7 @@ class Tables:
     def meta(self, fetched: Fetched) -> dict[str, Any]:
         """meta.json: the data set, what contributed to it, and what was done to it."""
         meta = fetched.meta() | self.catalogue.meta()
-        meta["has_billing_order"] = fetched.dataset.has_billing_order or self.catalogue.has_billing_order
+        meta["has_billing_order"] = self.truth is not None or self.catalogue.has_billing_order
         meta["notes"] = [*meta["notes"], *self.notes]
         return meta
 

@@ -19,7 +19,7 @@ def scaled(data: Synthetic, lo: float, hi: float, step: float) -> np.ndarray:
     row = pd.Index([f"smoke_{n + 1}" for n in range(data.size.users)]).get_indexer(user[1])[user[0]]
     item = pd.Index(data.items["item_id"]).get_indexer(data.ratings["item_id"])
     noise = child_rng(data.size.seed, "own tables").normal(0, data.size.noise, len(row))
-    place = np.clip((data.expected()[row, item] + noise - 1) / 4, 0, 1)
+    place = np.clip((data.expected_at(row, item) + noise - 1) / 4, 0, 1)
     return lo + np.round(place * (hi - lo) / step) * step
 
 

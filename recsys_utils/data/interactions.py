@@ -32,21 +32,8 @@ def natural_order(ids: Iterable[str]) -> list[str]:
     return sorted(ids, key=lambda text: (key(text), text))
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The rows ``kept`` (bool, of all ratings) of the interactions.parquet in a stage's ``folder``.
-
-    ``version`` tells a file that was replaced from the one that was read.
-    """
-
-    folder: str
-    version: int
-    kept: NDArray[np.bool_]
-
-    def where(self, mask: NDArray[np.bool_]) -> Origin:
-        kept = self.kept.copy()
-        kept[kept] = mask
-        return replace(self, kept=kept)
+Origin = tuple[str, int, NDArray[np.bool_]]
+"""Folder and version (time of change) of the interactions.parquet that was read, and which of its rows are kept."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +85,7 @@ class Interactions:
             raise InputError(f"Ratings have no column {', '.join(missing)}; found {', '.join(map(str, frame))}.")
         user_ids = np.asarray(natural_order(set(frame[USER])) if users is None else list(users), dtype=object)
         item_ids = np.asarray(natural_order(set(frame[ITEM])) if items is None else list(items), dtype=object)
-        user, item = _places(user_ids, frame[USER]), _places(item_ids, frame[ITEM])
+        user, item = _positions(user_ids, frame[USER]), _positions(item_ids, frame[ITEM])
         for name, index in ((USER, user), (ITEM, item)):
             if (index < 0).any():
                 bad = frame[name].to_numpy()[index < 0]
@@ -143,12 +130,18 @@ class Interactions:
         if len(mask) != len(self):
             raise ValueError(f"mask has {len(mask)} entries for {len(self)} ratings")
         columns = {n: getattr(self, n)[mask] for n in ("user", "item", "rating", "timestamp")}
-        return _from_files(replace(self, **columns), self.origin and self.origin.where(mask))
+        if self.origin is None:
+            return replace(self, **columns)
+        folder, version, rows = self.origin
+        kept = rows.copy()
+        kept[kept] = mask
+        return _from_files(replace(self, **columns), (folder, version, kept))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process goes where the ratings can be read, not the ratings, if they came from files."""
+        """Pickle the place where the ratings can be read instead of the ratings, if they came from files."""
         if self.origin is not None:
-            return _read_part, (self.origin.folder, self.origin.version, np.packbits(self.origin.kept))
+            folder, version, kept = self.origin
+            return _read_part, (folder, version, np.packbits(kept))
         return Interactions, tuple(getattr(self, column.name) for column in fields(self) if column.init)
 
     def of_users(self, rows: NDArray[np.int_]) -> Interactions:
@@ -167,8 +160,8 @@ class Interactions:
         )
 
 
-def _places(ids: NDArray[np.object_], column: pd.Series) -> NDArray[np.int32]:
-    """(N,) places of a column's values among the ids, -1 for an unknown one; each distinct value is looked up once."""
+def _positions(ids: NDArray[np.object_], column: pd.Series) -> NDArray[np.int32]:
+    """(N,) positions of a column's values among the ids, -1 for an unknown one; distinct values are looked up once."""
     codes, values = pd.factorize(column, use_na_sentinel=False)
     found: NDArray[np.int32] = pd.Index(ids).get_indexer(pd.Index(values, dtype=object)).astype(np.int32)[codes]
     return found
@@ -195,10 +188,10 @@ def _read(folder: str, version: int) -> Interactions:
     # ids stay numbers with a list of names: as text they would take most of the memory
     frame = pq.read_table(Path(folder, "interactions.parquet"), read_dictionary=[USER, ITEM]).to_pandas()
     data = Interactions.from_frame(frame, scale=scale, items=items, users=users)
-    return _from_files(data, Origin(folder, version, np.ones(len(data), bool)))
+    return _from_files(data, (folder, version, np.ones(len(data), np.bool_)))
 
 
-def _from_files(data: Interactions, origin: Origin | None) -> Interactions:
+def _from_files(data: Interactions, origin: Origin) -> Interactions:
     object.__setattr__(data, "origin", origin)
     return data
 

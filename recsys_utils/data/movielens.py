@@ -6,6 +6,7 @@ are streamed from text to parquet, so 32 million of them need little memory; the
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -249,70 +250,38 @@ class Layout:
         return self.members.get(name) or self.extras[name]
 
 
+def _pinned(dataset: str, *files: str) -> dict[str, Member]:
+    with Path(__file__).with_name("checksums.csv").open(encoding="utf-8", newline="") as stream:
+        known = {row["file"]: row for row in csv.DictReader(stream) if row["dataset"] == dataset}
+    return {name: Member(known[name]["digest"], int(known[name]["bytes"])) for name in files}
+
+
+def _unpinned(*files: str) -> dict[str, Member]:
+    return dict.fromkeys(files, Member())
+
+
+_GRAPH_FILES = ("ml-100k.kg", "ml-100k.link")
 ML_100K = Layout(
-    members={
-        "u.data": Member("06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490", 1_979_173),
-        "u.item": Member("553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701", 236_344),
-        "u.genre": Member("9757e0d3e6b298159a80dd48eaf938114690e911e39af97a76949ef1663610bb", 202),
-    },
-    ratings=TAB,
-    films=films_100k,
-    extras={"u1.test": Member("18c6014a4b2c7324f250a63f8904a7b16b2b19f911129e346141507b0cbac950", 392_629)},
+    _pinned("ml-100k", "u.data", "u.item", "u.genre"), TAB, films_100k, extras=_pinned("ml-100k", "u1.test")
 )
 ML_100K_WHEEL = Layout(
-    members={
-        "ml-100k.inter": Member("4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff", 1_979_230),
-        "ml-100k.item": Member("51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532", 66_632),
-    },
-    ratings=TAB_HEADED,
-    films=films_wheel,
-    extras={
-        "ml-100k.kg": Member("200a0636fa07c218119a42e5bac7aa3e26e3665a6f919c1b22909bd412b14779", 3_515_608),
-        "ml-100k.link": Member("524dca2c3d62619688ab99b3ec53ea2acb9b64d38eafec3e02bdd0dc6bb7d948", 21_507),
-    },
-    facts={"graph": (graph, ("ml-100k.kg", "ml-100k.link"))},
-)
-ML_1M = Layout(
-    members={"ratings.dat": Member(), "movies.dat": Member(), "users.dat": Member()},
-    ratings=COLONS,
-    films=films_dat,
-)
+    _pinned("ml-100k", "ml-100k.inter", "ml-100k.item"), TAB_HEADED, films_wheel,
+    extras=_pinned("ml-100k", *_GRAPH_FILES), facts={"graph": (graph, _GRAPH_FILES)},
+)  # fmt: skip
+ML_1M = Layout(_unpinned("ratings.dat", "movies.dat", "users.dat"), COLONS, films_dat)
 ML_10M = Layout(
-    members={"ratings.dat": Member(), "movies.dat": Member(), "tags.dat": Member()},
-    ratings=COLONS,
-    films=films_dat,
-    facts={"tags": (tags, ("tags.dat",))},
+    _unpinned("ratings.dat", "movies.dat", "tags.dat"), COLONS, films_dat, facts={"tags": (tags, ("tags.dat",))}
 )
 ML_CSV = Layout(
-    members={"ratings.csv": Member(), "movies.csv": Member()},
-    ratings=CSV,
-    films=films_csv,
-    extras=dict.fromkeys(("links.csv", "tags.csv", "genome-scores.csv", "genome-tags.csv"), Member()),
+    _unpinned("ratings.csv", "movies.csv"), CSV, films_csv,
+    extras=_unpinned("links.csv", "tags.csv", "genome-scores.csv", "genome-tags.csv"),
     facts={
-        "links": (links, ("links.csv",)),
-        "tags": (tags, ("tags.csv",)),
+        "links": (links, ("links.csv",)), "tags": (tags, ("tags.csv",)),
         "genome": (genome, ("genome-scores.csv", "genome-tags.csv")),
     },
-)
-ML_LATEST_SMALL = replace(
-    ML_CSV,
-    members={
-        "ratings.csv": Member("aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646", 2_483_723),
-        "movies.csv": Member("5a5f32dd9bb3797b8e728a1b98958789d2b13f294a69fdfbc5727f8a9611aa07", 494_431),
-        "links.csv": Member("97ad18e4e56a09363c65676b6cb3482ce3e2cea2372a24620c1599c843325f31", 197_979),
-        "tags.csv": Member("92a9f8bb7916dceef6151209845788c3643f794dfa79d1feaec7121b5960399d", 118_660),
-    },
-    extras={},
-)
-ML_32M = replace(
-    ML_CSV,
-    members={  # checksums.txt of the archive
-        "ratings.csv": Member("cf12b74f9ad4b94a011f079e26d4270a", 877_076_222),
-        "movies.csv": Member("0df90835c19151f9d819d0822e190797", 4_242_926),
-        "links.csv": Member("8f033867bcb4e6be8792b21468b4fa6e", 1_950_748),
-        "tags.csv": Member("963bf4fa4de6b8901868fddd3eb54567", 72_353_890),
-    },
-    extras={},
-)
-ML_LINKS = replace(ML_CSV, members={"links.csv": Member(), "movies.csv": Member()})
+)  # fmt: skip
+_CSV_FILES = ("ratings.csv", "movies.csv", "links.csv", "tags.csv")
+ML_LATEST_SMALL = replace(ML_CSV, members=_pinned("ml-latest-small", *_CSV_FILES), extras={})
+ML_32M = replace(ML_CSV, members=_pinned("ml-32m", *_CSV_FILES), extras={})  # MD5, from checksums.txt of the archive
+ML_LINKS = replace(ML_CSV, members=_unpinned("links.csv", "movies.csv"))
 """A later edition as a source of ids: its ratings may be missing."""

@@ -1,4 +1,4 @@
-"""MovieLens-like data whose truth is known, so that a study can be checked against it."""
+"""MovieLens-like data whose true parameters are known, so that a study can be checked against them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SPAN = 215 * 86_400  # seconds over which users arrive
 
 @dataclass(frozen=True)
 class Size:
-    """How much to generate, and how loud the signal is.
+    """How much to generate, and how strong the signal is.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ class Size:
     noise : standard deviation of the noise added before rounding, in rating points
     seed : the data set is a constant: its seed is part of its name, not of the run
     mean, step : of the ratings, in rating points; they lie on step, 2 step, ... 5
-    fame, quality : rating points a film gains with a unit of appeal; standard deviation of its bias beside that
-    activity : standard deviation of the log of what a user rates beyond the minimum
-    published : popularity as in MovieLens 25M, every film rated, the total exact; costs a step a rating
+    fame, quality : rating points a film gains with a unit of appeal; standard deviation of the rest of its bias
+    activity : standard deviation of the log of the number a user rates beyond the minimum
+    published : popularity as in MovieLens 25M, every film rated, the total exact; in time linear in the ratings
     prefix : of the user ids
     """
 
@@ -94,7 +94,7 @@ SCALE_25M = Size(
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Generated tables and the truth behind them.
+    """Generated tables and the parameters they were drawn from.
 
     Attributes
     ----------
@@ -115,13 +115,8 @@ class Synthetic:
     appeal: NDArray[np.float64]
     size: Size
 
-    def expected(self) -> NDArray[np.float64]:
-        """(U, I) rating before noise, rounding and clipping: ``mean + b_u + b_i + p_u . q_i``."""
-        bias = self.size.mean + self.user_bias[:, None] + self.item_bias
-        return np.asarray(bias + self.user_factors @ self.item_factors.T, dtype=np.float64)
-
     def expected_at(self, user: NDArray[np.integer], item: NDArray[np.integer]) -> NDArray[np.float64]:
-        """(N,) the same for pairs of user and film."""
+        """(N,) rating before noise, rounding and clipping, ``mean + b_u + b_i + p_u . q_i``, by user and film."""
         found = self.size.mean + self.user_bias[user] + self.item_bias[item]
         for start in range(0, len(user), _PAIRS):
             u, i = user[start : start + _PAIRS], item[start : start + _PAIRS]
@@ -129,7 +124,7 @@ class Synthetic:
         return np.asarray(found)
 
     def truth(self) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-        """What a stage compares its estimates with: a table per user, a table per film, the parameters."""
+        """What estimates are compared with: a table per user, a table per film, the parameters."""
         users = pd.DataFrame({USER: _user_ids(self.size), "bias": self.user_bias, "factors": list(self.user_factors)})
         items = pd.DataFrame(
             {ITEM: self.items[ITEM], "bias": self.item_bias, "appeal": self.appeal, "factors": list(self.item_factors)}
@@ -223,8 +218,6 @@ def _films(size: Size) -> tuple[pd.DataFrame, NDArray[np.float64]]:
             "year": pd.array(years, dtype="Int64"),
             **columns,
             "overview": overviews,
-            "imdb_id": pd.array([None] * n, dtype="string"),
-            "tmdb_id": pd.array([None] * n, dtype="string"),
         }
     )
     return items, content
