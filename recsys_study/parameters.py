@@ -87,12 +87,6 @@ class Ingest(_Section):
     random_orders: int = Field(ge=1)
     stratified_seeds: int = Field(ge=1)
     panel: int = Field(ge=100)
-    filter_top: int = Field(ge=1)
-    filter_rating: float = Field(ge=1, le=10)
-    filter_votes: int = Field(ge=1)
-    filter_count: int = Field(ge=1)
-    filter_ease: EaseSetting
-    filter_svd: SvdSetting
 
 
 class Content(_Section):

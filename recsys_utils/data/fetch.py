@@ -286,8 +286,8 @@ def open_archive(path: Path, dataset: Dataset) -> Archive:
         why = f"can't be read as a zip archive ({error}); it is {path.stat().st_size:,} bytes long"
     raise InputError(
         f"{path} {why}: md5 expected {dataset.md5 or '(none is pinned)'}, found {digest_of(path, 'md5')}. "
-        f"Fetch it anew from {dataset.url}, or leave dataset.archive empty to have it fetched. The data set ml-latest takes any "
-        "archive with ratings.csv and movies.csv."
+        f"Fetch it anew from {dataset.url}, or leave dataset.archive empty to have it fetched. "
+        "The data set ml-latest takes any archive with ratings.csv and movies.csv."
     )
 
 
