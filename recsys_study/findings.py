@@ -100,9 +100,7 @@ class Finding:
         >>> Finding("a", "01", "Why?", "So.", "high", (), {"x": 1}, ()).to_json()["facts"]
         {'x': 1}
         """
-        return asdict(self) | {
-            "contrasts": [asdict(contrast) for contrast in self.contrasts], "caveats": list(self.caveats)
-        }  # fmt: skip
+        return asdict(self)
 
 
 def conclude(
@@ -316,10 +314,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain(inner) for inner in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (np.integer, int)):
-        return int(value)
-    if isinstance(value, (np.floating, float)):
-        return None if math.isnan(value) else round(float(value), 6)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 6)
     return value

@@ -214,7 +214,8 @@ class Stage:
         rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
         write_csv(rows, self.output / "metrics.csv")
         for finding in self._findings:
-            finding["contrasts"] += [contrast for question, contrast in self._primaries if question == finding["id"]]
+            more = [contrast for question, contrast in self._primaries if question == finding["id"]]
+            finding["contrasts"] = [*finding["contrasts"], *more]
         self.save("findings.json", self._findings)
 
 
