@@ -43,7 +43,7 @@ U1_SIZES = (100_000, 20_000)  # ratings in all and in u1.test
 
 @dataclass(frozen=True)
 class Step:
-    """A fold, or a run from new start values: fit on ``train``, predict ``asked`` (the test part) with every model.
+    """A fold, or a run from new start values: fit on ``train``, predict ``targets`` (the test part) with every model.
 
     Raises
     ------
@@ -51,14 +51,14 @@ class Step:
     """
 
     train: Interactions
-    asked: Interactions
+    targets: Interactions
     models: Mapping[str, Model]
 
     def __post_init__(self) -> None:
-        check_train(self.train, np.arange(len(self.train.users)), self.asked.user_item)
+        check_train(self.train, np.arange(len(self.train.users)), self.targets.user_item)
 
 
-def rungs(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
+def single_models(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
     """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own."""
     kinds = ("time", "implicit", "ordinal", "moment") if has_time else ("implicit", "ordinal")
     models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": VariationalMF(seed=child_seed(seed, "V2"))}
@@ -70,12 +70,12 @@ def rungs(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
 
 
 def u1_steps(
-    data: Interactions, splits: pd.DataFrame, svd: Sequence[SVD], knn: Sequence[KNN], *, folds: int, tried: int,
+    data: Interactions, splits: pd.DataFrame, svd: Sequence[SVD], knn: Sequence[KNN], *, folds: tuple[int, int],
     seeds: int, seed: int, jobs: int,
 ) -> list[Step]:  # fmt: skip
     """rating-u1: a step for each of ``seeds`` start values; ``svd`` and ``knn`` are chosen from inside u1.base.
 
-    ``folds`` and ``tried`` as in :func:`grid_search.nested_rating_error`.
+    ``folds``: parts that u1.base is cut into, and how many of them are held out in turn.
 
     Raises
     ------
@@ -89,12 +89,12 @@ def u1_steps(
             "(https://grouplens.org/datasets/movielens/100k/) and add --set dataset.archive=ml-100k.zip, without "
             "dataset.store and dataset.merge_doubles."
         )
-    train, asked = data.where(~test), data.where(test)
-    inner = grid_kernels.shuffled_folds(train, folds, child_seed(seed, "u1"))[:tried]
+    train, targets = data.where(~test), data.where(test)
+    inner = grid_kernels.shuffled_folds(train, folds[0], child_seed(seed, "u1"))[: folds[1]]
     best = [int(grid_kernels.errors(inner, o, jobs=jobs)[..., 0].mean(axis=0).argmin()) for o in (svd, knn)]
     starts = [child_seed(seed, "u1", number) for number in range(seeds)]
-    singles = [rungs(replace(svd[best[0]], seed=s), knn[best[1]], has_time=True, seed=s) for s in starts]
-    return [Step(train, asked, models) for models in singles]
+    singles = [single_models(replace(svd[best[0]], seed=s), knn[best[1]], has_time=True, seed=s) for s in starts]
+    return [Step(train, targets, models) for models in singles]
 
 
 def fold_steps(
@@ -103,12 +103,12 @@ def fold_steps(
     """rating-cv5: a step for each fold, with the settings of SVD and KNN that the nested search chose there."""
     found = []
     for f in np.unique(fold).tolist():
-        models = rungs(svd[f], knn[f], has_time=has_time, seed=child_seed(seed, SEEDS, "ladder", f))
+        models = single_models(svd[f], knn[f], has_time=has_time, seed=child_seed(seed, SEEDS, "ladder", f))
         found.append(Step(data.where(fold != f), data.where(fold == f), models))
     return found
 
 
-def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_all(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions of every model for every step, and of ridge blends of all models but :data:`KNOWN`, with and without
     the one that uses same-minute ratings.
 
@@ -123,18 +123,18 @@ def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFr
     """
     tasks, tuning = [], []
     for number, step in enumerate(steps):
-        tasks += [(number, name, False, step.train, step.asked) for name in step.models]
+        tasks += [(number, name, False, step.train, step.targets) for name in step.models]
         fit, held = grid_kernels.shuffled_folds(step.train, INNER_FOLDS, child_seed(seed, "stack", number))[0]
         tasks += [(number, name, True, fit, held) for name in step.models if name not in KNOWN]
         tuning.append(held.rating)
     found = Parallel(n_jobs=jobs)(
-        delayed(_predicted)(steps[n].models[name], train, _unseen(asked)) for n, name, _, train, asked in tasks
+        delayed(_predicted)(steps[n].models[name], train, _unseen(targets)) for n, name, _, train, targets in tasks
     )
     made = {task[:3]: columns for task, columns in zip(tasks, found, strict=True)}
     tables, weights = [], []
     for number, step in enumerate(steps):
         scale, spent = step.train.scale, {f"{name}, seconds": made[number, name, False][2] for name in step.models}
-        table = pd.DataFrame({"step": number, "user": step.asked.user, "rating": step.asked.rating})
+        table = pd.DataFrame({"step": number, "user": step.targets.user, "rating": step.targets.rating})
         for name in step.models:
             table[name], table[f"{name}, deviation"], _ = made[number, name, False]
         for blend in [EARLIER_BLEND, BLEND] if MOMENT in step.models else [BLEND]:
@@ -149,23 +149,23 @@ def climb(steps: Sequence[Step], *, seed: int, jobs: int = 1) -> tuple[pd.DataFr
     return pd.concat(tables, ignore_index=True), pd.DataFrame(weights)
 
 
-def _unseen(asked: Interactions) -> Interactions:
-    return replace(asked, rating=np.full(len(asked), np.nan, np.float32))
+def _unseen(targets: Interactions) -> Interactions:
+    return replace(targets, rating=np.full(len(targets), np.nan, np.float32))
 
 
-def _predicted(model: Model, train: Interactions, asked: Interactions) -> tuple[Floats, Floats, float]:
+def _predicted(model: Model, train: Interactions, targets: Interactions) -> tuple[Floats, Floats, float]:
     """Mean, deviation (NaN where the model has none), and the seconds it took."""
     start = time.perf_counter()
     if isinstance(model, BayesianFM):
-        mean, deviation = model.predict(train, asked)
+        mean, deviation = model.predict(train, targets)
     elif isinstance(model, VariationalMF):
-        mean, deviation = replace(model).fit(train).at(train.user_item, asked.user, asked.item)
+        mean, deviation = replace(model).fit(train).at(train.user_item, targets.user, targets.item)
     else:
-        mean, deviation = grid_kernels.predictions(train, asked, [model])[0], np.full(len(asked), np.nan)
+        mean, deviation = grid_kernels.predictions(train, targets, [model])[0], np.full(len(targets), np.nan)
     return mean, deviation, time.perf_counter() - start
 
 
-def heights(
+def summarise_models(
     found: pd.DataFrame, steps: Sequence[Step], boot: Bootstrap, protocol: str
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Estimate], pd.DataFrame]:
     """Rows for metrics.csv (variant = model), the RMSE saved from one model to the next, and RMSE by step and model.

@@ -82,32 +82,32 @@ class BayesianFM:
     chains: int = 3
     seed: int = 0
 
-    def predict(self, train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
-        """Predictive mean (not clipped) and standard deviation at the pairs of ``asked``, (N,) rating points each.
+    def predict(self, train: Interactions, targets: Interactions) -> tuple[Floats, Floats]:
+        """Predictive mean (not clipped) and standard deviation at the pairs of ``targets``, (N,) rating points each.
 
-        Of ``asked`` users, items and times are read, never ratings. Cost on ML-100K: .03 to .06 s a sweep, .07 if
+        Of ``targets`` users, items and times are read, never ratings. Cost on ML-100K: .03 to .06 s a sweep, .07 if
         ordinal.
 
         Raises
         ------
         InputError : myfm is missing.
         """
-        library, parts = myfm(), (train, asked)
-        (x, x_asked), sizes = _columns(train, asked, self.features)
+        library, parts = myfm(), (train, targets)
+        (x, x_targets), sizes = _columns(train, targets, self.features)
         sides = _sides(train, "implicit" in self.features)
         for n, side in zip(train.shape, sides, strict=True):
             sizes += [n, side.shape[1] - n] if side.shape[1] > n else [n]
-        blocks, blocks_asked = (
+        blocks, blocks_targets = (
             [library.RelationBlock(place, side) for place, side in zip((d.user, d.item), sides, strict=True)]
             for d in parts
         )
         levels, step = np.unique(train.rating.astype(np.float64), return_inverse=True)
         mean, unit = float(train.rating.mean(dtype=np.float64)), float(train.rating.std(dtype=np.float64)) or 1.0
-        moments = np.zeros((2, len(asked)))  # of the rating: sums over samples of its mean and mean square
+        moments = np.zeros((2, len(targets)))  # of the rating: sums over samples of its mean and mean square
 
         def collect(sweep: int, sample: Any, learned: Any, _: Any) -> tuple[bool, None]:
             if sweep >= self.burn_in:
-                score = sample.predict_score(x_asked, blocks_asked)
+                score = sample.predict_score(x_targets, blocks_targets)
                 if self.ordinal:
                     moments[:] += step_moments(score, np.asarray(sample.cutpoints[0]), levels)
                 else:
@@ -146,38 +146,40 @@ def _sides(train: Interactions, implicit: bool) -> list[csr_matrix]:
 
 
 def _columns(
-    train: Interactions, asked: Interactions, features: tuple[str, ...]
+    train: Interactions, targets: Interactions, features: tuple[str, ...]
 ) -> tuple[list[csr_matrix], list[int]]:  # fmt: skip
-    """Features of single ratings, those of the training part and those asked, and the sizes of their groups."""
-    columns = [[csr_matrix((len(d), 0)) for d in (train, asked)]]
+    """Features of the ratings of the training part and of the targets, and the sizes of their groups."""
+    columns = [[csr_matrix((len(d), 0)) for d in (train, targets)]]
     if "time" in features:
-        for kind in ([d.timestamp // DAY for d in (train, asked)], stretch(train, asked)):
+        for kind in ([d.timestamp // DAY for d in (train, targets)], stretch(train, targets)):
             encoder = OneHotEncoder(handle_unknown="ignore").fit(kind[0][:, None])
             columns.append([encoder.transform(values[:, None]) for values in kind])
     if "moment" in features:
-        near = moment(train, asked)
+        near = moment(train, targets)
         columns.append([csr_matrix(values[:, None] / (near[0].std() or 1.0)) for values in near])
     return [hstack(part, format="csr") for part in zip(*columns, strict=True)], [c[0].shape[1] for c in columns[1:]]
 
 
-def stretch(train: Interactions, asked: Interactions) -> list[NDArray[np.int64]]:
-    """In which of :data:`STRETCHES` parts of the user's history each rating of ``train`` and of ``asked`` lies, from 0.
+def stretch(train: Interactions, targets: Interactions) -> list[NDArray[np.int64]]:
+    """In which of :data:`STRETCHES` parts of the user's history each rating of both parts lies, from 0.
 
     By the share of the user's training ratings that were given earlier, those of the same second not counted. What
     comes after all of them lies in the last part, what a user without any gives in the first.
     """
     first, span = train.timestamp.min(), np.int64(np.ptp(train.timestamp) + 3)
-    at = [d.user * span + (d.timestamp - first + 1).clip(0, span - 1) for d in (train, asked)]  # user by user, in time
+    at = [
+        d.user * span + (d.timestamp - first + 1).clip(0, span - 1) for d in (train, targets)
+    ]  # user by user, in time
     known, parts = np.sort(at[0]), []
-    for user, place in zip((train.user, asked.user), at, strict=True):
+    for user, place in zip((train.user, targets.user), at, strict=True):
         start, end = (np.searchsorted(known, (user + n) * span) for n in (0, 1))
         earlier = np.searchsorted(known, place) - start
         parts.append(np.minimum(STRETCHES * earlier // np.maximum(end - start, 1), STRETCHES - 1))
     return parts
 
 
-def moment(train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
-    """The mood of the moment at each rating of ``train`` and of ``asked``, from the user's *other* training ratings.
+def moment(train: Interactions, targets: Interactions) -> tuple[Floats, Floats]:
+    """The mood of the moment at each rating of ``train`` and of ``targets``, from the user's *other* training ratings.
 
     ``sum_j f_j (r_j - mu - b_u - b_j) / (sum_j f_j + DAMPING)``, ``f_j = exp(-|t - t_j| / NEAR)``, biases fitted on the
     training part; 0 where nothing is near. Random folds tell much by it, since people rate in sittings and a site shows
@@ -185,8 +187,8 @@ def moment(train: Interactions, asked: Interactions) -> tuple[Floats, Floats]:
     """
     user_bias, item_bias = grid_kernels.baselines(train)
     off = train.rating - train.rating.mean(dtype=np.float64) - user_bias[train.user] - item_bias[train.item]
-    user, time = np.r_[train.user, asked.user], np.r_[train.timestamp, asked.timestamp]
-    known = np.zeros((2, len(user)))  # deviations and their number: nothing is known of what is asked
+    user, time = np.r_[train.user, targets.user], np.r_[train.timestamp, targets.timestamp]
+    known = np.zeros((2, len(user)))  # deviations and their number: nothing is known of what is targets
     known[:, : len(train)] = off, np.ones(len(train))
     order = np.lexsort((time, user))
     user, time, known = user[order], time[order], known[:, order]

@@ -1,4 +1,4 @@
-"""Bayesian factorization machines: features by hand, planted tastes recovered, and nothing known of what is asked."""
+"""Bayesian factorization machines: features by hand, planted tastes recovered, and nothing known of what is targets."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_the_moment_is_a_faded_mean_of_the_users_other_ratings() -> None:
     user, item = grid_kernels.baselines(train)
     off = train.rating - (5 + 2 + 3) / 3 - user[train.user] - item[train.item]
     fade = np.exp(-60 / NEAR)  # one other rating, a minute away
-    known, asked = moment(train, train.where(np.array([True, False, True])))
+    known, targets = moment(train, train.where(np.array([True, False, True])))
     np.testing.assert_allclose(
         known, [fade * off[1] / (fade + DAMPING), fade * off[0] / (fade + DAMPING), 0], atol=1e-12
     )
-    # what is asked at the same second as a training rating sees that one whole
+    # what is targets at the same second as a training rating sees that one whole
     np.testing.assert_allclose(
-        asked, [(off[0] + fade * off[1]) / (1 + fade + DAMPING), off[2] / (1 + DAMPING)], rtol=1e-6
+        targets, [(off[0] + fade * off[1]) / (1 + fade + DAMPING), off[2] / (1 + DAMPING)], rtol=1e-6
     )
 
 
@@ -66,11 +66,11 @@ def test_implicit_features_are_the_training_part_and_nothing_else(data) -> None:
 
 
 def test_a_day_that_was_not_trained_on_has_no_feature() -> None:
-    train, asked = tiny([0, DAY, DAY]), tiny([0, DAY, 5 * DAY])
-    (x, x_asked), sizes = bayesian_fm._columns(train, asked, ("time",))
+    train, targets = tiny([0, DAY, DAY]), tiny([0, DAY, 5 * DAY])
+    (x, x_targets), sizes = bayesian_fm._columns(train, targets, ("time",))
     assert sizes == [2, 2]  # days, stretches
     assert x.toarray()[:, :2].tolist() == [[1, 0], [0, 1], [0, 1]]
-    assert x_asked.toarray()[:, :2].tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert x_targets.toarray()[:, :2].tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
 def test_the_stretch_is_the_share_of_earlier_training_ratings() -> None:
@@ -80,13 +80,13 @@ def test_the_stretch_is_the_share_of_earlier_training_ratings() -> None:
     train = Interactions.from_frame(frame, scale=Scale(1, 5), users="abc")
     wanted = [("a", 0), ("a", 2), ("a", 3), ("a", 99), ("b", 5), ("b", 6), ("c", 5)]
     frame = pd.DataFrame(wanted, columns=["user_id", "timestamp"]).assign(item_id=[*"vwxyvwv"], rating=3.0)
-    asked = Interactions.from_frame(frame, scale=Scale(1, 5), users="abc")
-    known, found = stretch(train, asked)
+    targets = Interactions.from_frame(frame, scale=Scale(1, 5), users="abc")
+    known, found = stretch(train, targets)
     shares = [3 / 4, 1 / 4, 0, 1 / 4, 0], [0, 1 / 4, 3 / 4, 1, 0, 1, 0]
     assert known.tolist() == [int(STRETCHES * s) for s in shares[0]]
     assert found.tolist() == [min(int(STRETCHES * s), STRETCHES - 1) for s in shares[1]]
     turned = replace(train, rating=6 - train.rating)
-    assert all((a == b).all() for a, b in zip(stretch(train, asked), stretch(turned, asked), strict=True))
+    assert all((a == b).all() for a, b in zip(stretch(train, targets), stretch(turned, targets), strict=True))
 
 
 def test_moments_of_a_step_are_those_of_its_draws() -> None:
@@ -104,11 +104,11 @@ class TestChain:
     @pytest.mark.parametrize("ordinal", [False, True])
     def test_tastes_are_found_and_the_deviation_covers(self, data, ordinal) -> None:
         test = np.arange(len(data)) % 5 == 0
-        train, asked = data.where(~test), data.where(test)
-        mean, deviation = BayesianFM(ordinal=ordinal, rank=3, sweeps=60, seed=2).predict(train, asked)
-        error = np.sqrt(np.mean((mean - asked.rating) ** 2))
-        assert error < 0.97 * asked.rating.std()
-        z = np.abs(mean - asked.rating) / deviation
+        train, targets = data.where(~test), data.where(test)
+        mean, deviation = BayesianFM(ordinal=ordinal, rank=3, sweeps=60, seed=2).predict(train, targets)
+        error = np.sqrt(np.mean((mean - targets.rating) ** 2))
+        assert error < 0.97 * targets.rating.std()
+        z = np.abs(mean - targets.rating) / deviation
         assert abs((z < 1.2816).mean() - 0.8) < 0.1  # 260 ratings: two standard errors are .05
 
     @pytest.mark.parametrize("ordinal", [False, True])
@@ -126,9 +126,9 @@ class TestChain:
     def test_chains_are_pooled(self, data, monkeypatch) -> None:
         """Mean of the chains' means; the variance holds what the means differ by."""
         monkeypatch.setattr(bayesian_fm, "child_seed", lambda seed, _, number: seed + number)
-        asked = data.where(data.user < 3)
-        singles = [replace(SMALL, chains=1, seed=s).predict(data, asked) for s in (1, 2)]
-        mean, deviation = replace(SMALL, chains=2).predict(data, asked)
+        targets = data.where(data.user < 3)
+        singles = [replace(SMALL, chains=1, seed=s).predict(data, targets) for s in (1, 2)]
+        mean, deviation = replace(SMALL, chains=2).predict(data, targets)
         means, deviations = (np.array(part) for part in zip(*singles, strict=True))
         np.testing.assert_allclose(mean, means.mean(axis=0))
         np.testing.assert_allclose(deviation**2, (deviations**2).mean(axis=0) + means.var(axis=0))
@@ -141,11 +141,11 @@ class TestChain:
     def test_features_from_training_and_test_ratings_are_noticed(self, data, monkeypatch, ordinal) -> None:
         """Canary: the published recipe that builds implicit features from all pairs, test part included, must fail."""
         test = np.arange(len(data)) % 5 == 0
-        asked = data.where(test).where(np.arange(test.sum()) < 40)
+        targets = data.where(test).where(np.arange(test.sum()) < 40)
         real = bayesian_fm._sides
 
         def run(data: Interactions, test: np.ndarray) -> np.ndarray:
-            return replace(SMALL, ordinal=ordinal).predict(data.where(~test), asked)[0]
+            return replace(SMALL, ordinal=ordinal).predict(data.where(~test), targets)[0]
 
         def leaking(everything: Interactions, test: np.ndarray) -> np.ndarray:
             monkeypatch.setattr(bayesian_fm, "_sides", lambda train, implicit: real(everything, implicit))

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 from blind import check_blind
 
-from recsys_study import accuracy_table as ladder_study
-from recsys_study import ingest
-from recsys_study.accuracy_table import BLEND, Step, climb, heights, rungs, u1_steps
+from recsys_study import accuracy_table, ingest
+from recsys_study.accuracy_table import BLEND, Step, predict_all, single_models, summarise_models, u1_steps
 from recsys_study.bayesian_fm import BayesianFM
 from recsys_study.cli import plan_from
 from recsys_utils.base import InputError, Scale
@@ -46,29 +45,31 @@ def test_a_step_that_asks_what_it_was_fitted_on_is_refused(data, test) -> None:
 
 def test_nobody_sees_the_asked_ratings(data, test, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(ladder_study, "_predicted", lambda model, train, asked: seen.append(asked) or honest(asked))
+    monkeypatch.setattr(
+        accuracy_table, "_predicted", lambda model, train, targets: seen.append(targets) or honest(targets)
+    )
 
-    def honest(asked: Interactions) -> tuple[np.ndarray, np.ndarray, float]:
-        return np.linspace(1, 5, len(asked)), np.ones(len(asked)), 0.0
+    def honest(targets: Interactions) -> tuple[np.ndarray, np.ndarray, float]:
+        return np.linspace(1, 5, len(targets)), np.ones(len(targets)), 0.0
 
-    climb([Step(data.where(~test), data.where(test), MODELS)], seed=1)
+    predict_all([Step(data.where(~test), data.where(test), MODELS)], seed=1)
     assert len(seen) == 2 * len(MODELS)
-    assert all(np.isnan(asked.rating).all() for asked in seen)
+    assert all(np.isnan(targets.rating).all() for targets in seen)
 
 
 def test_a_stack_fitted_on_the_reported_fold_is_noticed(data, test, monkeypatch) -> None:
-    """Canary: what the blend predicts must not change with the asked ratings; weights fitted on those do."""
-    asked = data.where(test)
-    pairs = asked.where(np.arange(len(asked)) % 3 == 0)
+    """Canary: what the blend predicts must not change with the targets ratings; weights fitted on those do."""
+    targets = data.where(test)
+    pairs = targets.where(np.arange(len(targets)) % 3 == 0)
 
     def run(data: Interactions, test: np.ndarray) -> np.ndarray:
         train = data.where(~test)
-        table, _ = climb([Step(train, pairs, MODELS)], seed=1)
+        table, _ = predict_all([Step(train, pairs, MODELS)], seed=1)
         return table[BLEND].to_numpy()
 
     def leaking(data: Interactions, test: np.ndarray) -> np.ndarray:
         held = data.where(test)
-        monkeypatch.setattr(ladder_study.grid_kernels, "shuffled_folds", lambda *_: [(data.where(~test), held)])
+        monkeypatch.setattr(accuracy_table.grid_kernels, "shuffled_folds", lambda *_: [(data.where(~test), held)])
         return run(data, test)
 
     check_blind(run, data, test)
@@ -78,21 +79,21 @@ def test_a_stack_fitted_on_the_reported_fold_is_noticed(data, test, monkeypatch)
 
 def test_jobs_change_nothing(data, test) -> None:
     step = Step(data.where(~test), data.where(test), MODELS)
-    (one, _), (two, _) = (climb([step], seed=1, jobs=jobs) for jobs in (1, 2))
+    (one, _), (two, _) = (predict_all([step], seed=1, jobs=jobs) for jobs in (1, 2))
     pd.testing.assert_frame_equal(one, two)
 
 
-def test_the_blend_weighs_a_perfect_rung_by_one(data, test, monkeypatch) -> None:
+def test_the_blend_weighs_a_perfect_model_by_one(data, test, monkeypatch) -> None:
     truth = dict(zip(zip(data.user, data.item, strict=True), data.rating, strict=True))
     noise = np.random.default_rng(0)
 
-    def predicted(model, train, asked):
-        exact = np.array([truth[pair] for pair in zip(asked.user, asked.item, strict=True)], float)
-        off = 0 if model.name == "svd" else noise.normal(0, 1, len(asked))
-        return exact + off, np.full(len(asked), np.nan), 0.0
+    def predicted(model, train, targets):
+        exact = np.array([truth[pair] for pair in zip(targets.user, targets.item, strict=True)], float)
+        off = 0 if model.name == "svd" else noise.normal(0, 1, len(targets))
+        return exact + off, np.full(len(targets), np.nan), 0.0
 
-    monkeypatch.setattr(ladder_study, "_predicted", predicted)
-    table, weights = climb([Step(data.where(~test), data.where(test), MODELS)], seed=1)
+    monkeypatch.setattr(accuracy_table, "_predicted", predicted)
+    table, weights = predict_all([Step(data.where(~test), data.where(test), MODELS)], seed=1)
     assert weights.loc[0, "SVD"] == pytest.approx(1, abs=0.01)
     assert weights.loc[0, ["KNN", "V2"]].abs().max() < 0.01
     np.testing.assert_allclose(table[BLEND], table["rating"], atol=0.05)
@@ -105,7 +106,7 @@ def test_heights_by_hand() -> None:
     step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": VariationalMF()})
     table = pd.DataFrame({"step": [0, 0, 1, 1], "user": [0, 1, 0, 1], "rating": [1.0, 5.0, 1.0, 5.0]})
     table = table.assign(**{"V2": [0.0, 4.0, 3.0, 4.0], "V2, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
-    rows, falls, by_step = heights(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
+    rows, falls, by_step = summarise_models(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
     value = rows.set_index(["variant", "metric"])["value"]
     assert value["V2", "rmse"] == pytest.approx(np.sqrt((0 + 1 + 4 + 1) / 4))  # the first 0 is clipped to 1
     assert value["V2", "mae"] == pytest.approx((0 + 1 + 2 + 1) / 4)
@@ -116,35 +117,37 @@ def test_heights_by_hand() -> None:
     np.testing.assert_allclose(by_step["V2"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
 
 
-def test_without_time_stamps_the_machines_have_no_temporal_rung() -> None:
-    assert list(rungs(SVD(), KNN(), has_time=False, seed=1))[3:] == [
+def test_without_time_stamps_the_machines_have_no_temporal_features() -> None:
+    assert list(single_models(SVD(), KNN(), has_time=False, seed=1))[3:] == [
         "FM ids",
         "FM ids+implicit",
         "FM ids+implicit+ordinal",
     ]
-    models = rungs(SVD(), KNN(), has_time=True, seed=1)
-    assert {*ladder_study.KNOWN, ladder_study.MOMENT} < set(models)
+    models = single_models(SVD(), KNN(), has_time=True, seed=1)
+    assert {*accuracy_table.KNOWN, accuracy_table.MOMENT} < set(models)
 
 
-def test_only_the_last_rung_knows_the_moment() -> None:
-    machines = {n: m for n, m in rungs(SVD(), KNN(), has_time=True, seed=1).items() if isinstance(m, BayesianFM)}
-    assert [n for n, m in machines.items() if "moment" in m.features] == [ladder_study.MOMENT] == list(machines)[-1:]
+def test_only_the_last_model_uses_same_minute_ratings() -> None:
+    machines = {
+        n: m for n, m in single_models(SVD(), KNN(), has_time=True, seed=1).items() if isinstance(m, BayesianFM)
+    }
+    assert [n for n, m in machines.items() if "moment" in m.features] == [accuracy_table.MOMENT] == list(machines)[-1:]
 
 
 def test_the_mirror_has_no_u1(data) -> None:
     splits = make_splits(data, seed=1)[0]
-    with pytest.raises(InputError, match=r"The mirror has no u1.*--set dataset\.archive=ml-100k\.zip"):
-        u1_steps(data, splits, [SVD()], [KNN()], folds=2, tried=1, seeds=1, seed=1, jobs=1)
+    with pytest.raises(InputError, match="u1"):
+        u1_steps(data, splits, [SVD()], [KNN()], folds=(2, 1), seeds=1, seed=1, jobs=1)
 
 
 def test_settings_for_u1_are_chosen_inside_its_training_part(data, test, monkeypatch) -> None:
     """Canary: turn the ratings of u1.test round; the chosen settings and every training part must stay."""
-    monkeypatch.setattr(ladder_study, "U1_SIZES", (len(data), int(test.sum())))
+    monkeypatch.setattr(accuracy_table, "U1_SIZES", (len(data), int(test.sum())))
     turned = replace(data, rating=np.where(test, 6 - data.rating, data.rating).astype(np.float32))
     svd = [SVD(n_factors=2, n_epochs=n, lr=0.02) for n in (1, 5, 30)]
     knn = [KNN(k=k) for k in (2, 40)]
     splits = pd.DataFrame({"u1_test": test})
-    kinds = {"folds": 3, "tried": 1, "seeds": 2, "seed": 1, "jobs": 1}
+    kinds = {"folds": (3, 1), "seeds": 2, "seed": 1, "jobs": 1}
     one, other = (u1_steps(d, splits, svd, knn, **kinds) for d in (data, turned))
     assert [step.models for step in one] == [step.models for step in other]
     assert [step.train.rating.sum() for step in one] == [step.train.rating.sum() for step in other]
@@ -155,7 +158,7 @@ def test_the_official_split_is_read_from_the_official_zip(shared_data) -> None:
     fetched = fetch("ml-100k", archive=shared_data / "ml-100k.zip", raw=ROOT / "data" / "raw")
     ratings = ingest.build(fetched).ratings
     part = fetched.u1_test(ratings)
-    assert (len(part), part.sum()) == ladder_study.U1_SIZES
+    assert (len(part), part.sum()) == accuracy_table.U1_SIZES
     assert fetch("smoke", raw=ROOT).u1_test(ratings) is None
     assert ratings.loc[part, "user_id"].nunique() == 459  # the first 462 users, three of whom have no test rating
 
