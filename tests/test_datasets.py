@@ -540,7 +540,7 @@ def test_the_film_graph_speaks_of_movie_ids(shared_data: Path, tmp_path: Path) -
         found[reading] = np.mean(shared)
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     assert round(1000 * found["own"]) == 1
-    assert "one pair of films in a thousand" in readme
+    assert "one in a thousand" in readme
     assert round(100 * found["movieId"]) == 99
     assert "99 in a hundred" in readme
     has = right[["directors", "actors", "writers", "keywords"]].map(len).any(axis=1)
