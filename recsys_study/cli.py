@@ -47,19 +47,20 @@ def plan_from(
     params: Path, settings: list[str] | None = None, name: str | None = None, jobs: int | None = None
 ) -> Plan:
     """Read and check a parameter file and lay out the run it describes."""
-    from recsys_study import parameters as config
-    from recsys_study.pipeline import CHAIN, Plan
+    from recsys_study import parameters
+    from recsys_study.pipeline import Plan, chain
 
     root = project_root()
-    parameters = config.load(params, settings, root=root)
-    if "tmdb" in parameters.dataset.catalogue:
+    values = parameters.load(params, settings or (), root)
+    if "tmdb" in values["dataset"]["catalogue"]:
         from recsys_utils.data.film_tables import tmdb_token
 
         tmdb_token()  # a run without one would fail after minutes of fetching
+    needs = chain(values)
     return Plan(
-        root=root, name=name or params.stem, seed=parameters.seed, jobs=(os.cpu_count() or 1) if jobs is None else jobs,
-        parameters={stage: parameters.for_stage(stage) for stage in CHAIN},
-        settings=parameters.model_dump(by_alias=True),
+        root=root, name=name or params.stem, seed=values["seed"], jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+        parameters={stage: parameters.for_stage(values, root / "notebooks" / f"{stage}.ipynb") for stage in needs},
+        needs=needs, settings=values,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_study.dask_cluster import opened
+from recsys_study.parameters import code_cells, declared_parameters
 from recsys_study.run_notebook import Progress, start_job
 from recsys_utils.base import SCOPE, InputError
 
@@ -42,12 +43,18 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "08_elicitation": ("01_ingest", "06_alpha_curve"),
     "09_freshness": ("01_ingest",),
     "10_export": ("01_ingest", "04_neighbours", "06_alpha_curve", "07_diversity", "08_elicitation"),
+    "appendix_accuracy_ladder": ("01_ingest", "03_cf_grid_search"),
+    "appendix_catalogue_filters": ("01_ingest",),
+    "appendix_movie_ids": ("01_ingest",),
     "11_findings": (
         "01_ingest", "02_content_tfidf", "03_cf_grid_search", "04_neighbours", "05_latent_traits", "06_alpha_curve",
-        "07_diversity", "08_elicitation", "09_freshness", "10_export",
+        "07_diversity", "08_elicitation", "09_freshness", "10_export", "appendix_accuracy_ladder",
+        "appendix_catalogue_filters", "appendix_movie_ids",
     ),
 }  # fmt: skip
-"""The stages in reading order, and the stages whose outputs each one reads."""
+"""All stages in the order they run in, and the stages whose outputs each one reads; :func:`chain` is a run's part."""
+
+CHAIN_FILE = "chain.json"  # of a workspace: the run's stages in order
 
 SITE = "site"
 MANIFEST = "manifest.json"
@@ -120,67 +127,27 @@ class Plan:
         }  # fmt: skip
 
 
-# ---- parameters: the notebook's declarations against the schema's
-
-
-def code_cells(notebook: Path, tag: str | None = None) -> list[str]:
-    """Sources of a notebook's code cells, or of those with a tag. Plain JSON: nbformat takes a second to import."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except FileNotFoundError:
-        raise InputError(f"There is no notebook {notebook}; the chain needs it.") from None
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{notebook} is not a notebook: {error}.") from None
-    return [
-        "".join(cell["source"])
-        for cell in cells
-        if cell["cell_type"] == "code" and (tag is None or tag in cell["metadata"].get("tags", []))
-    ]
-
-
-def declared_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and defaults of the cell tagged ``parameters``: one plain literal per line.
-
-    Raises
-    ------
-    InputError : not exactly one such cell, or a line that is no assignment of a literal to a name.
-    """
-    tagged = code_cells(notebook, "parameters")
-    if len(tagged) != 1:
-        raise InputError(f"{notebook} needs exactly one cell tagged 'parameters'; it has {len(tagged)}.")
-    found: dict[str, Any] = {}
-    for node in ast.parse(tagged[0]).body:
-        try:
-            if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
-                raise ValueError
-            found[node.targets[0].id] = ast.literal_eval(node.value)
-        except ValueError:
-            line = ast.get_source_segment(tagged[0], node)
-            raise InputError(
-                f"{notebook}: the parameters cell holds plain lines such as `k = 10`; found `{line}`."
-            ) from None
-    return found
+def chain(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The stages of a run with these settings: appendices are in it only where they have something to show."""
+    wanted = {
+        "appendix_accuracy_ladder": settings["accuracy"] == "full",
+        "appendix_movie_ids": bool(settings["dataset"]["links"]),
+    }
+    kept = [stage for stage in CHAIN if wanted.get(stage, True)]
+    return {stage: tuple(need for need in CHAIN[stage] if need in kept) for stage in kept}
 
 
 def check_parameters(plan: Plan, stage: str) -> None:
     """Compare what a notebook declares with what it will be given; papermill itself only warns."""
-    declared = set(declared_parameters(plan.notebook(stage)))
-    given = set(plan.values(stage, None))
+    declared, given = set(declared_parameters(plan.notebook(stage))), set(plan.values(stage, None))
     where = plan.shown(plan.notebook(stage))
     if declared - given:
-        raise InputError(
-            f"{where} declares {_names(declared - given)}, which the run does not supply. Add it to the section "
-            f"{stage} of recsys_study/parameters.py and of the parameter files, or take it out of the parameters cell."
-        )
+        raise InputError(f"{where} declares {', '.join(sorted(declared - given))}, which the run does not supply.")
     if given - declared:
         raise InputError(
-            f"{where} does not declare {_names(given - declared)}, which the run supplies. Add a line for it to the "
-            f"notebook's parameters cell, or take it out of the section {stage} of recsys_study/parameters.py."
+            f"{where} does not declare {', '.join(sorted(given - declared))}, which the run supplies; add it to the "
+            "parameters cell."
         )
-
-
-def _names(names: set[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 # ---- what a stage is made from
@@ -438,6 +405,7 @@ def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, 
         if stage != SITE:
             check_parameters(plan, stage)
     with _locked(plan) as lock, opened(plan.cluster) as address, Progress(wanted, plain) as progress:
+        _write_json(plan.workspace / CHAIN_FILE, list(plan.needs))
         state = _Run(replace(plan, cluster=address), frozenset(force), progress, lock)
         try:
             status = _dispatch(state, stages, [only] if only else stages)
@@ -554,7 +522,7 @@ def _clean_up(plan: Plan) -> None:
 
 def _remove_if_empty(plan: Plan) -> None:
     """A run that never got to finish a stage leaves no trace."""
-    kept = {".lock", ".doit.json", "logs"}
+    kept = {".lock", ".doit.json", CHAIN_FILE, "logs"}
     logs = plan.workspace / "logs"
     if {path.name for path in plan.workspace.iterdir()} <= kept and not (logs.is_dir() and any(logs.iterdir())):
         shutil.rmtree(plan.workspace)

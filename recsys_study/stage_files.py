@@ -92,6 +92,15 @@ class Stage:
         return self._meta or dict(self.read_json("01_ingest", "meta.json"))
 
     @property
+    def chain(self) -> list[str]:
+        """The stages of this run in the order they run in (not every run has every appendix)."""
+        path = self.workspace / "chain.json"
+        if path.exists():
+            chain: list[str] = json.loads(path.read_text(encoding="utf-8"))
+            return chain
+        return sorted(found.parent.name for found in self.workspace.glob("*/findings.json"))
+
+    @property
     def noun(self) -> str:
         """What the items are called in computed sentences: "film", or of a person's own data "item", "track" ..."""
         return str(self.meta.get("noun", "film"))
