@@ -85,7 +85,7 @@ def run(
     from recsys_study import pipeline
 
     plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
-    status = pipeline.run(plan, only=only, force=force)
+    status = pipeline.run(plan, only=only, force=force or ())
     if status == 0 and only is None:
         print(f"Report: {plan.shown(plan.report / 'index.html')}")
     raise typer.Exit(status)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -27,9 +27,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from recsys_study.dask_cluster import opened
 from recsys_study.parameters import code_cells, declared_parameters
-from recsys_study.run_notebook import Progress, start_job
+from recsys_study.run_notebook import Progress, messages, start_job, wait_for
 from recsys_utils.base import SCOPE, InputError
 
 CHAIN: dict[str, tuple[str, ...]] = {
@@ -109,7 +111,7 @@ class Plan:
         return dict(self.settings.get("budget_seconds", {})).get(stage)
 
     def folder(self, stage: str) -> Path:
-        """Where a stage's outputs stand."""
+        """Where a stage's outputs are."""
         return self.report if stage == SITE else self.workspace / stage
 
     def notebook(self, stage: str) -> Path:
@@ -201,6 +203,14 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
 
     The number of jobs is not among it: results do not depend on it.
     """
+    if stage == SITE:
+        made = {
+            f"outputs of {upstream}": _digest(manifest(plan, upstream).get("outputs", {})) for upstream in plan.needs
+        }
+        made |= {f"notebook of {upstream}": _sha256(plan.folder(upstream) / NOTEBOOK) for upstream in plan.needs}
+        modules = imported_modules(["from recsys_study import report"], plan.root)
+        texts = sorted((plan.root / "reports" / "published" / "discussion").glob("*.md"))
+        return made | {plan.shown(file): _sha256(file) for file in [*modules, *texts, *_measured(plan)]}
     made = {"Python": platform.python_version(), plan.shown(plan.notebook(stage)): _sha256(plan.notebook(stage))}
     for module in _imported(plan.notebook(stage), plan.root):
         made[plan.shown(module)] = _sha256(module)
@@ -219,6 +229,12 @@ def ingredients(plan: Plan, stage: str) -> dict[str, str]:
     for upstream in plan.needs[stage]:
         made[f"outputs of {upstream}"] = _digest(manifest(plan, upstream).get("outputs", {}))
     return made
+
+
+def _measured(plan: Plan) -> list[Path]:
+    """What `recsys bench --json` wrote for this run, bench.json in its workspace; else what is published."""
+    places = (plan.workspace, plan.root / "reports" / "published")
+    return next(filter(None, (sorted(folder.glob("bench.*")) for folder in places)), [])
 
 
 def manifest(plan: Plan, stage: str) -> dict[str, dict[str, str]]:
@@ -255,64 +271,62 @@ def _write_json(path: Path, value: object) -> None:
 # ---- the run
 
 
-class _Stopped(Exception):
-    """A stage's process failed; its message was shown."""
+class _Failed(Exception):
+    """A stage's process failed; the message says how, and where to read more."""
 
 
 class _Run:
     """State of one run: what is to be done and why, which processes live, what went wrong."""
 
-    def __init__(self, plan: Plan, force: frozenset[str], progress: Progress, lock: int) -> None:
-        self.plan, self.force, self.progress, self.lock = plan, force, progress, lock
+    def __init__(self, plan: Plan, force: Sequence[str], progress: Progress) -> None:
+        self.plan, self.force, self.progress = plan, force, progress
         self.made_from: dict[str, dict[str, str]] = {}
         self.children: set[subprocess.Popen[str]] = set()
-        self.input_error: str | None = None
+        self.input_error = ""
         self.failed = False
 
-    # asked by doit in the main thread, once the stages it needs are finished
     def is_current(self, stage: str) -> bool:
-        wanted = self.made_from[stage] = self._site_ingredients() if stage == SITE else ingredients(self.plan, stage)
+        """Whether a stage may be kept; doit asks in the main thread, once the stages it needs are finished."""
+        try:
+            reason = self._reason(stage)
+        except Exception as error:
+            return self._stop_with(stage, error)
+        if reason:
+            self.progress.show(stage, f"due: {reason}")
+        return not reason
+
+    def _reason(self, stage: str) -> str:
+        wanted = self.made_from[stage] = ingredients(self.plan, stage)
         record = manifest(self.plan, stage)
         had: dict[str, str] = record.get("made_from", {})
         changed = sorted(name for name in wanted.keys() | had.keys() if wanted.get(name) != had.get(name))
         missing = [name for name in record.get("outputs", {}) if not (self.plan.folder(stage) / name).exists()]
         if not record:
-            reason = "not there yet"
-        elif changed:
-            reason = f"{changed[0]} changed" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
-        elif missing:
-            reason = f"{missing[0]} is gone"
-        elif stage in self.force:
-            reason = "forced"
-        else:
-            self.progress.skip(stage)
-            return True
-        self.progress.wait(stage, reason)
-        return False
+            return "not there yet"
+        if changed:
+            return f"{changed[0]} changed" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+        return f"{missing[0]} is gone" if missing else "forced" if stage in self.force else ""
 
-    def _measured(self) -> list[Path]:
-        """What `recsys bench --json` wrote for this run, bench.json in its workspace; else what is published."""
-        places = (self.plan.workspace, self.plan.root / "reports" / "published")
-        return next(filter(None, (sorted(folder.glob("bench.*")) for folder in places)), [])
-
-    def _site_ingredients(self) -> dict[str, str]:
-        plan = self.plan
-        made = {f"outputs of {stage}": _digest(manifest(plan, stage)) for stage in plan.needs}
-        made |= {f"notebook of {stage}": _sha256(plan.workspace / stage / NOTEBOOK) for stage in plan.needs}
-        modules = imported_modules(["from recsys_study import report"], plan.root)
-        texts = sorted((plan.root / "reports" / "published" / "discussion").glob("*.md"))
-        return made | {plan.shown(file): _sha256(file) for file in [*modules, *texts, *self._measured()]}
-
-    # run by doit in a thread of its own
     def execute(self, stage: str) -> bool:
-        if self.failed or self.input_error:
+        """Make one stage under a temporary name, then put it in its place; doit calls this in a thread."""
+        if self.failed:
             return False
-        plan = self.plan
-        target = plan.folder(stage)
+        target = self.plan.folder(stage)
         working = target.with_name(f".{target.name}.tmp")
         working.mkdir(parents=True)
+        try:
+            self._make(stage, working)
+        except Exception as error:
+            shutil.rmtree(working, ignore_errors=True)
+            return self._stop_with(stage, error)
+        _replace(working, target)
+        self.progress.finish(stage, self.plan.budget(stage))
+        return True
+
+    def _make(self, stage: str, working: Path) -> None:
+        plan = self.plan
         if stage == SITE:
-            for file in self._measured():
+            for file in _measured(plan):
                 shutil.copyfile(file, working / file.name)
             job = {"workspace": str(plan.workspace), "site": str(working), "order": list(plan.needs)}
             _write_json(plan.workspace / "run.json", run_record(plan))
@@ -320,17 +334,10 @@ class _Run:
             job = notebook_job(plan, stage, plan.values(stage, working), working / NOTEBOOK)
         started = time.perf_counter()
         self.progress.start(stage)
-        try:
-            peak = self._process(stage, job)
-        except _Stopped:
-            shutil.rmtree(working)
-            return False
+        peak = self._process(stage, job)
         seconds = time.perf_counter() - started
         _write_json(working / MANIFEST, {"made_from": self.made_from[stage], "outputs": _outputs(working)})
         _write_json(working / TIMINGS, {"seconds": round(seconds, 2), "peak_mb": round(peak)})
-        _replace(working, target)
-        self.progress.finish(stage, self.plan.budget(stage))
-        return True
 
     def _process(self, stage: str, job: dict[str, Any]) -> float:
         """Run one job in a process of its own, follow its progress; returns its peak memory in MB."""
@@ -338,36 +345,38 @@ class _Run:
         log.parent.mkdir(exist_ok=True)
         complaint: dict[str, Any] = {}
         with log.open("w", encoding="utf-8") as sink:
-            process = start_job(job, self.plan.root, sink, keep_open=(self.lock,))
+            process = start_job(job, self.plan.root, sink)
             self.children.add(process)
-            assert process.stdout is not None
-            for line in process.stdout:
-                message = json.loads(line)
+            for message in messages(process):
                 if "cell" in message:
                     self.progress.cell(stage, message["cell"], message["of"])
                 else:
                     complaint = message
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = wait_for(process)
             self.children.discard(process)
         if process.returncode == 0:
-            return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+            return peak
         if complaint.get("error") == "InputError":
-            self.input_error = complaint["message"]
             log.unlink()
-            self.progress.fail(stage, "")
-            raise _Stopped
-        self.failed = True
-        partial = Path(job["to"]) if "to" in job else None
+            raise InputError(complaint["message"])
         lines = [complaint.get("traceback") or f"The process ended with status {process.returncode}.", ""]
-        lines.append(f"{stage} failed" + (f" in cell {complaint['at']}" if "at" in complaint else "") + ".")
-        lines.append(f"Log: {self.plan.shown(log)}")
-        if partial and partial.exists():
-            kept = log.with_suffix(".ipynb")
-            shutil.copyfile(partial, kept)
-            lines.append(f"Notebook up to the failure: {self.plan.shown(kept)}")
-        self.progress.fail(stage, "\n".join(lines))
-        raise _Stopped
+        lines += [f"{stage} failed" + (f" in cell {complaint['at']}" if "at" in complaint else "") + "."]
+        lines += [f"Log: {self.plan.shown(log)}"]
+        if "to" in job and Path(job["to"]).exists():
+            kept = shutil.copyfile(job["to"], log.with_suffix(".ipynb"))
+            lines += [f"Notebook up to the failure: {self.plan.shown(kept)}"]
+        raise _Failed("\n".join(lines))
+
+    def _stop_with(self, stage: str, error: Exception) -> bool:
+        """Start nothing more; stages at work finish and are kept."""
+        self.failed = True
+        if isinstance(error, InputError):
+            self.input_error = str(error)
+            self.progress.fail(stage, "")
+        else:
+            known = isinstance(error, _Failed)
+            self.progress.fail(stage, str(error) if known else "".join(traceback.format_exception(error)))
+        return False
 
     def stop(self) -> None:
         """End the processes of this run: closing their standard input tells each to end its kernel and itself."""
@@ -380,7 +389,7 @@ class _Run:
                 process.wait(timeout=10)
 
 
-def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, plain: bool | None = None) -> int:
+def run(plan: Plan, *, only: str | None = None, force: Sequence[str] = ()) -> int:
     """Bring a run up to date: the whole chain and its report, or one stage and what it needs.
 
     Finished stages whose ingredients are unchanged are kept. A stage works under a temporary name and replaces its
@@ -395,20 +404,20 @@ def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, 
     InputError : an unknown stage, a parameter that a notebook does not declare or a run does not supply (found before
         anything starts), a run of this name in progress, or unusable input met by a stage.
     """
-    force = force or []
+    stages = {**plan.needs, **({SITE: tuple(plan.needs)} if plan.site else {})}
     for stage in [*force, *([only] if only else [])]:
-        if stage not in plan.needs and not (stage == SITE and plan.site):
+        if stage not in stages:
             raise InputError(f"There is no stage {stage!r}; the chain is: {', '.join(plan.needs)}.")
-    stages = [*plan.needs, *([SITE] if plan.site else [])]
-    wanted = _wanted(plan, only, stages)
-    for stage in wanted:
-        if stage != SITE:
-            check_parameters(plan, stage)
-    with _locked(plan) as lock, opened(plan.cluster) as address, Progress(wanted, plain) as progress:
+    wanted = {only} if only else set(stages)
+    for stage in reversed(stages):  # what a stage needs comes before it
+        wanted |= set(stages[stage]) if stage in wanted else set()
+    for stage in wanted - {SITE}:
+        check_parameters(plan, stage)
+    with _locked(plan), opened(plan.cluster) as address, Progress() as progress:
         _write_json(plan.workspace / CHAIN_FILE, list(plan.needs))
-        state = _Run(replace(plan, cluster=address), frozenset(force), progress, lock)
+        state = _Run(replace(plan, cluster=address), force, progress)
         try:
-            status = _dispatch(state, stages, [only] if only else stages)
+            status = _dispatch(state, stages, [stage for stage in stages if stage in wanted])
         except BaseException:
             state.stop()
             raise
@@ -417,94 +426,44 @@ def run(plan: Plan, *, only: str | None = None, force: list[str] | None = None, 
     return status
 
 
-def _wanted(plan: Plan, only: str | None, stages: list[str]) -> list[str]:
-    """The stages a call is about, in reading order."""
-    if only in (None, SITE):
-        return stages
-    wanted: set[str | None] = {only}
-    for stage in reversed(list(plan.needs)):  # what a stage needs stands before it
-        wanted |= set(plan.needs[stage]) if stage in wanted else set()
-    return [stage for stage in stages if stage in wanted]
-
-
-def _dispatch(state: _Run, stages: list[str], selected: list[str]) -> int:
+def _dispatch(state: _Run, stages: Mapping[str, tuple[str, ...]], selected: list[str]) -> int:
     """Hand the stages to doit, which runs those that are due, as soon as what they need is finished."""
     from doit.control import TaskControl
     from doit.dependency import Dependency, JsonDB
+    from doit.reporter import ZeroReporter
     from doit.runner import MThreadRunner
     from doit.task import Stream, Task
 
-    plan = state.plan
     tasks = [
         Task(
-            stage,
-            [(state.execute, [stage])],
-            task_dep=list(plan.needs) if stage == SITE else list(plan.needs[stage]),
-            uptodate=[(state.is_current, [stage])],
+            stage, [(state.execute, [stage])], task_dep=list(needs), uptodate=[(state.is_current, [stage])],
             io={"capture": False},
         )
-        for stage in stages
-    ]
+        for stage, needs in stages.items()
+    ]  # fmt: skip
     control = TaskControl(tasks)
     control.process(selected)
-    database = Dependency(JsonDB, str(plan.workspace / ".doit.json"))
-    runner = MThreadRunner(database, _Reporter(state), stream=Stream(2), num_process=plan.jobs)
-    return 0 if runner.run_all(control.task_dispatcher()) == 0 else 1
-
-
-class _Reporter:
-    """What doit tells while it runs. Stages report for themselves, so only errors outside a stage's process matter."""
-
-    def __init__(self, state: _Run) -> None:
-        self.state = state
-
-    def add_failure(self, task: Any, failure: Any) -> None:
-        state = self.state
-        if not (state.failed or state.input_error):
-            state.failed = True
-            state.progress.fail(task.name, "".join([failure.message, "\n", *failure.traceback]))
-
-    def runtime_error(self, message: str) -> None:
-        raise RuntimeError(message)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
+    database = Dependency(JsonDB, str(state.plan.workspace / ".doit.json"))
+    reporter = ZeroReporter(sys.stderr, {})
+    runner = MThreadRunner(database, reporter, stream=Stream(2), num_process=state.plan.jobs)
+    return 0 if runner.run_all(control.task_dispatcher()) == 0 and not state.failed else 1
 
 
 @contextlib.contextmanager
-def _locked(plan: Plan) -> Iterator[int]:
-    """Hold the run's name; the kernel drops the lock of a dead process, so a stale one can't exist.
-
-    The stages' processes inherit the lock: after a kill a new run starts only when the last of them is gone.
-    """
-    folder = plan.workspace
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    with contextlib.ExitStack() as leaving:
-        leaving.callback(os.close, lock)
-        for attempt in range(50):
+def _locked(plan: Plan) -> Iterator[None]:
+    """Hold the run's name (the system gives the lock of a dead process back), and clean up before and after."""
+    plan.workspace.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(plan.workspace / ".lock", timeout=0):
+            _clean_up(plan)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = os.pread(lock, 20, 0).decode()
-                if attempt == 49 or _alive(holder):
-                    raise InputError(
-                        f"A run named {plan.name!r} is in progress (process {holder}). Wait for it, or give this one "
-                        "another name with --name."
-                    ) from None
-                time.sleep(0.2)
-        leaving.callback(_remove_if_empty, plan)  # runs before the lock is given back, and only by who had it
-        os.truncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        _clean_up(plan)
-        yield lock
-
-
-def _alive(pid: str) -> bool:
-    import psutil
-
-    return pid.isdigit() and bool(psutil.pid_exists(int(pid)))
+                yield
+            finally:
+                _remove_if_empty(plan)
+    except filelock.Timeout:
+        raise InputError(
+            f"A run named {plan.name!r} is in progress. Wait for it, or give this one another name with --name."
+        ) from None
 
 
 def _clean_up(plan: Plan) -> None:
@@ -525,7 +484,7 @@ def _remove_if_empty(plan: Plan) -> None:
     kept = {".lock", ".doit.json", CHAIN_FILE, "logs"}
     logs = plan.workspace / "logs"
     if {path.name for path in plan.workspace.iterdir()} <= kept and not (logs.is_dir() and any(logs.iterdir())):
-        shutil.rmtree(plan.workspace)
+        shutil.rmtree(plan.workspace, ignore_errors=True)
         for folder in (plan.workspace.parent, plan.workspace.parent.parent, plan.report.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -605,8 +564,7 @@ def reference(plan: Plan, folder: Path) -> None:
     def one(stage: str) -> None:
         job = notebook_job(plan, stage, plan.values(stage, None), folder / f".{stage}.tmp")
         process = start_job(job, plan.root, subprocess.DEVNULL)
-        assert process.stdout is not None
-        told = [json.loads(line) for line in process.stdout]
+        told = list(messages(process))
         if process.wait() != 0:
             Path(job["to"]).unlink(missing_ok=True)
             raise InputError(f"{stage} failed: {told[-1].get('traceback') if told else 'see the log'}")

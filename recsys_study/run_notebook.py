@@ -15,103 +15,79 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recsys_study import dask_cluster as cluster
+from recsys_study import dask_cluster
 from recsys_utils.base import InputError
 
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA")}
 
 
-def start_job(job: dict[str, Any], root: Path, log: Any, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+def start_job(job: dict[str, Any], root: Path, log: Any) -> subprocess.Popen[str]:
     """Start ``python -m recsys_study.run_notebook``: it tells its progress on stdout and ends when its stdin closes."""
     environment = os.environ | _ONE_THREAD
     environment |= {"PYTHONHASHSEED": "0", "RECSYS_ROOT": str(root), "JUPYTER_PREFER_ENV_PATH": "1"}
-    environment[cluster.VARIABLE] = job.get("cluster", "")
+    environment[dask_cluster.VARIABLE] = job.get("cluster", "")
     return subprocess.Popen(
         [sys.executable, "-m", "recsys_study.run_notebook", json.dumps(job)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=keep_open,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         start_new_session=True,  # Ctrl-C reaches the run, which then ends its processes in order
     )  # fmt: skip
 
 
+def messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def wait_for(process: subprocess.Popen[str]) -> float:
+    """Peak memory in MB of a job that has closed its output; 0 where the system does not record it."""
+    if sys.platform == "win32":
+        process.wait()
+        return 0.0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return float(usage.ru_maxrss) / (1024 if sys.platform != "darwin" else 1024**2)
+
+
 class Progress:
-    """Shows where every stage of a run is: a live table on a terminal, one line per event elsewhere."""
+    """Prints a line when a stage is due, starts, is at a cell (every ten seconds), ends."""
 
-    def __init__(self, stages: list[str], plain: bool | None = None) -> None:
-        from rich.console import Console
-
-        self.console = Console(highlight=False)
-        self.plain = plain if plain is not None else not self.console.is_terminal
-        self.lock = threading.Lock()
-        self.state = dict.fromkeys(stages, "waits")
+    def __init__(self) -> None:
         self.began: dict[str, float] = {}
-        self.took: dict[str, float] = {}
-        self.told: dict[str, float] = {}
-        self.start_time = time.perf_counter()
+        self.last: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
-        from rich.live import Live
-
-        self.live = (
-            None if self.plain else Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
-        )
-        if self.live:
-            self.live.start()
+        self.start_time = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-        if not self.began:
-            self.console.print("Nothing changed since the last run; ", end="")
-        self.console.print(f"total {duration(time.perf_counter() - self.start_time)}")
+        nothing = "" if self.began else "Nothing changed since the last run; "
+        print(f"{nothing}total {duration(time.perf_counter() - self.start_time)}", flush=True)
 
-    def skip(self, stage: str) -> None:
-        self._set(stage, "unchanged")
-
-    def wait(self, stage: str, reason: str) -> None:
-        self._set(stage, f"due: {reason}")
+    def show(self, stage: str, state: str) -> None:
+        print(f"{stage:<26} {state}", flush=True)
 
     def start(self, stage: str) -> None:
-        self.began[stage] = time.perf_counter()
-        self._set(stage, "starts")
+        self.began[stage] = self.last[stage] = time.perf_counter()
+        self.show(stage, "starts")
 
     def cell(self, stage: str, number: int, of: int) -> None:
         now = time.perf_counter()
-        if not self.plain or now - self.told.get(stage, self.began[stage]) >= 10:
-            self.told[stage] = now
-            self._set(stage, f"cell {number}/{of}, {duration(now - self.began[stage])}")
+        if now - self.last[stage] >= 10:
+            self.last[stage] = now
+            self.show(stage, f"cell {number}/{of}, {duration(now - self.began[stage])}")
 
     def finish(self, stage: str, budget: float | None = None) -> None:
-        took = self.took[stage] = time.perf_counter() - self.began[stage]
+        took = time.perf_counter() - self.began[stage]
         over = f", over its budget of {duration(budget)}" if budget and took > budget else ""
-        self._set(stage, f"done in {duration(took)}{over}")
+        self.show(stage, f"done in {duration(took)}{over}")
 
     def fail(self, stage: str, message: str) -> None:
-        self._set(stage, "failed")
-        if message:
-            self.console.print(message, markup=False, soft_wrap=True)
-
-    def _set(self, stage: str, state: str) -> None:
-        with self.lock:
-            self.state[stage] = state
-            if self.plain and state != "unchanged":
-                self.console.print(f"{stage:<20} {state}", markup=False, soft_wrap=True)
-
-    def _render(self) -> Any:
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        now = time.perf_counter()
-        for stage, state in self.state.items():
-            running = stage in self.began and state.startswith(("cell", "starts"))
-            elapsed = duration(now - self.began[stage]) if running else ""
-            style = {"u": "dim", "w": "dim", "d": "", "c": "bold", "s": "bold", "f": "bold red"}[state[0]]
-            table.add_row(stage, state.split(",")[0] if running else state, elapsed, style=style)
-        return table
+        self.show(stage, "failed" + (f"\n{message}" if message else ""))
 
 
 def duration(seconds: float) -> str:

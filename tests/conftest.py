@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +31,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run on synthetic data that all tests share and none may change: reports/smoke."""
-    with (tmp_path_factory.getbasetemp().parent / "smoke.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the parallel test processes makes it, the others wait
+    with FileLock(tmp_path_factory.getbasetemp().parent / "smoke.lock"):  # one of the test processes makes it
         command = [sys.executable, "-m", "recsys_study.cli", "run", "params/smoke.yaml"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
