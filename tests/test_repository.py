@@ -8,6 +8,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,35 @@ def test_published_results_are_whole_and_light() -> None:
     }
     assert {path.name for path in (published / "ladder").iterdir()} == {"ladder.csv"}
     assert sum(path.stat().st_size for path in published.rglob("*")) < report.PUBLISHED_LIMIT
+
+
+# ---- the packages import everywhere, and at once
+
+IMPORT_ALL = """
+import sys
+sys.modules["fcntl"] = None
+import importlib, pkgutil, recsys_utils
+for module in pkgutil.walk_packages(recsys_utils.__path__, "recsys_utils."):
+    importlib.import_module(module.name)
+import recsys_study.cli, recsys_study.pipeline, recsys_study.parameters, recsys_study.run_notebook
+for name in recsys_utils.__all__:
+    getattr(recsys_utils, name)
+"""
+
+
+def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_everything_imports_where_there_is_no_fcntl() -> None:
+    done = python(IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"), [("import recsys_utils", "numpy"), ("import recsys_study.cli", "pandas|numba|pydantic|doit")]
+)
+def test_what_an_import_leaves_for_later(code: str, heavy: str) -> None:
+    """Instead of seconds, which depend on the machine: the packages that make an import slow."""
+    loaded = python(code, "-X", "importtime").stderr
+    assert not re.findall(rf"\| +({heavy})$", loaded, re.M)
