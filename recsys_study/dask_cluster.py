@@ -35,25 +35,32 @@ def opened(address: str) -> Iterator[str]:
         return
     if not re.fullmatch(r"local:[1-9]\d*|(tcp|tls)://\S+:\d+", address):
         raise InputError(f"--cluster takes tcp://HOST:PORT of a Dask scheduler, or local:N; got {address!r}.")
-    distributed = _dask()
-    if not address.startswith("local:"):
-        with contextlib.closing(_client(address)):
-            pass
-        yield address
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise InputError("--cluster needs Dask: pip install '.[cluster]' in the project's environment.") from None
+    if workers := address.partition("local:")[2]:
+        quiet = {"dashboard_address": None, "silence_logs": "ERROR"}
+        with LocalCluster(n_workers=int(workers), threads_per_worker=1, **quiet) as started:
+            yield started.scheduler_address
         return
-    workers = int(address.removeprefix("local:"))
-    with distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs="ERROR"
-    ) as started:
-        yield started.scheduler_address
+    try:
+        Client(address, timeout=_TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and "
+            "workers with `dask worker`, or use --cluster local:N."
+        ) from None
+    yield address
 
 
 def join() -> None:
     """Send this process's joblib tasks to the cluster that the environment names; without one, do nothing."""
     if address := os.environ.get(VARIABLE):
         import joblib
+        from distributed import Client
 
-        _client(address).run(_one_thread)  # joblib takes the client that was made last
+        Client(address, timeout=_TIMEOUT).run(_one_thread)  # joblib takes the client that was made last
         joblib.parallel_config(backend="dask")
 
 
@@ -62,22 +69,3 @@ def _one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
-
-
-def _client(address: str):  # type: ignore[no-untyped-def]
-    distributed = _dask()
-    try:
-        return distributed.Client(address, timeout=_TIMEOUT)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"No Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and "
-            "workers with `dask worker`, or take --cluster local:N."
-        ) from None
-
-
-def _dask():  # type: ignore[no-untyped-def]
-    try:
-        import distributed
-    except ImportError:
-        raise InputError("--cluster needs Dask: pip install '.[cluster]' in the project's environment.") from None
-    return distributed

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from recsys_study import dask_cluster as cluster
-from recsys_study import figures
+from recsys_study import dask_cluster, figures
 from recsys_study.findings import Contrast, Finding, conclude
 from recsys_utils.base import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
@@ -27,7 +26,7 @@ Confidence = Literal["high", "medium", "low", "undecided"]
 
 
 class Stage:
-    """One notebook's door to the run: inputs of earlier stages, seeds, tables, figures, metrics, findings.
+    """What one notebook takes from its run and gives to it: inputs of earlier stages, seeds, tables, figures, metrics, findings.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ class Stage:
             for folder in ("tables", "figures"):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
         figures.theme()
-        cluster.join()
+        dask_cluster.join()
 
     # ---- what comes in
 
