@@ -26,7 +26,7 @@ Confidence = Literal["high", "medium", "low", "undecided"]
 
 
 class Stage:
-    """What one notebook takes from its run and gives to it: inputs of earlier stages, seeds, tables, figures, metrics, findings.
+    """What a notebook reads from its run and adds to it: earlier outputs, seeds, tables, figures, metrics, findings.
 
     Parameters
     ----------
