@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import sys
 import textwrap
 import time
@@ -239,9 +238,10 @@ def _work(pipe: Connection, contender: Contender) -> None:
 
 def cpu_seconds() -> float:
     """Of this process and of its children, whether they have ended or still run."""
-    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    own = psutil.Process().cpu_times()
     alive = [p.cpu_times() for p in psutil.Process().children(recursive=True)]
-    return float(sum(u.ru_utime + u.ru_stime for u in own) + sum(t.user + t.system for t in alive))
+    ended = own.user + own.system + own.children_user + own.children_system
+    return float(ended + sum(t.user + t.system for t in alive))
 
 
 def _memory(process: psutil.Process, children: bool) -> tuple[float, float]:

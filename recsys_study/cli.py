@@ -1,4 +1,4 @@
-"""The ``recsys`` command. Each command imports what it needs when it runs, so a repeat of a finished run is quick."""
+"""The ``recsys`` command. Each command imports what it needs when it runs, so help and repeated runs are quick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,10 +25,14 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-BENCHMARKS = "grid, knn, neighbours, ingest, evaluate, latent_traits, pipeline; default: all"
-RIGHT = {
-    "rank", "score", "predicted", "imdb", "year", "votes", "seconds", "cpu s", "private mb", "file mb", "x", "x cpu",
-}  # fmt: skip
+def option(help: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, **more)
+
+
+Params = Annotated[Path, typer.Argument(metavar="PARAMS.yaml", help="a file of params/")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="a finished run, such as ml-100k")]
+Jobs = Annotated[int | None, option("parallel processes; default: one per core", "N")]
+BundleFolder = Annotated[Path | None, option("default: that of the newest finished run", "DIR")]
 
 
 def main() -> None:
@@ -43,9 +47,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def plan_from(
-    params: Path, settings: list[str] | None = None, name: str | None = None, jobs: int | None = None
-) -> Plan:
+def plan_from(params: Path, settings: list[str] | None, name: str | None, jobs: int | None) -> Plan:
     """Read and check a parameter file and lay out the run it describes."""
     from recsys_study import parameters
     from recsys_study.pipeline import Plan, chain
@@ -66,22 +68,17 @@ def plan_from(
 
 @app.command()
 def run(
-    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml", help="a file of params/")],
+    params: Params,
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="override a parameter, dotted key; repeatable"),
+        list[str] | None, option("change a parameter, such as dataset.share=0.1; repeatable", "KEY=VALUE", "--set")
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="this stage and what it needs, no report")] = None,
-    force: Annotated[
-        list[str] | None, typer.Option(metavar="STAGE", help="rerun this stage though nothing changed; repeatable")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(metavar="N", help="processes at a time; default: the cores")] = None,
-    name: Annotated[str | None, typer.Option(metavar="RUN", help="the run's name; default: that of the file")] = None,
-    cluster: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="tcp://HOST:PORT of a Dask scheduler, or local:N; same numbers")
-    ] = "",
+    only: Annotated[str | None, option("run this stage and the stages it needs, without the report", "STAGE")] = None,
+    force: Annotated[list[str] | None, option("run this stage even if nothing changed; repeatable", "STAGE")] = None,
+    jobs: Jobs = None,
+    name: Annotated[str | None, option("the run's name; default: the file's name", "RUN")] = None,
+    cluster: Annotated[str, option("a Dask scheduler, tcp://HOST:PORT, or local:N; same results", "ADDRESS")] = "",
 ) -> None:
-    """Bring a run up to date: every stage whose code, parameters or inputs changed, then reports/RUN/index.html."""
+    """Run the study: every stage whose code, parameters or inputs changed, then the report reports/RUN/index.html."""
     from recsys_study import pipeline
 
     plan = replace(plan_from(params, set_, name, jobs), cluster=cluster)
@@ -96,9 +93,9 @@ def fetch(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="ml-100k, -latest-small, -latest, -1m, -10m, -20m, -25m, -32m")
     ],
-    archive: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="a local copy to take instead")] = None,
+    archive: Annotated[Path | None, option("use this local copy instead of downloading", "FILE.zip")] = None,
 ) -> None:
-    """Fill the cache in data/raw/: from an archive, the publisher's site or a mirror, checked against known hashes."""
+    """Download a data set to data/raw/ and verify its checksum."""
     from recsys_utils.data.fetch import fetch_command
 
     print(fetch_command(dataset, archive, raw=project_root() / "data" / "raw"))
@@ -107,37 +104,36 @@ def fetch(
 @app.command()
 def recommend(
     ratings: Annotated[
-        str, typer.Option(metavar="FILE|-", help="title,year,rating, an export of IMDb, Letterboxd ...; - = stdin")
+        str, option("title,year,rating, or an export of IMDb, Letterboxd ...; - reads standard input", "FILE|-")
     ],
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
+    bundle: BundleFolder = None,
     model: Annotated[
         Literal["hybrid", "neighbours"],
-        typer.Option(help="hybrid: the blend; neighbours: well-known films, by predicted rating"),
+        option("hybrid: the recommender the study ships; neighbours: well-known films by predicted rating"),
     ] = "hybrid",
-    n: Annotated[int, typer.Option("-n", help="films in the list")] = 10,
-    format_: Annotated[Literal["table", "csv", "json"], typer.Option("--format")] = "table",
-    explain: Annotated[bool, typer.Option("--explain", help="add what each score is made of")] = False,
-    scale: Annotated[str, typer.Option(metavar="LO-HI", help="scale of the file's ratings, such as 1-10")] = "",
-    scale_map: Annotated[
-        Literal["linear", "quantile"],
-        typer.Option(help="quantile: your highest ratings become those that the data set's highest share has"),
-    ] = "linear",
+    n: Annotated[int, option("length of the list", None, "-n")] = 10,
+    format_: Annotated[Literal["table", "csv", "json"], option("output format", None, "--format")] = "table",
+    explain: Annotated[bool, option("show what each score consists of", None, "--explain")] = False,
+    scale: Annotated[
+        str, option("scale of the file, such as 1-10; with ,quantile ratings are mapped by rank", "LO-HI[,quantile]")
+    ] = "",
     review: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="films not found are listed there; fill in and run again")
+        Path | None, option("write films that were not found to this file; complete it and run again", "FILE.csv")
     ] = None,
 ) -> None:
-    """Recommend films to whoever rated the films of a file. Only the list goes to standard output."""
+    """Recommend films to a person, from a file of the person's ratings."""
     from recsys_utils.personal.layouts import parse_scale
     from recsys_utils.personal.own_ratings import read
     from recsys_utils.ranking.bundle import Bundle
     from recsys_utils.ranking.recommend import ME, recommend_by_neighbours
 
-    folder = bundle or _newest_bundle()
+    folder = bundle or newest_bundle()
     opened = Bundle.open(folder)
     items = opened.ladder.items
+    bounds, _, how = ("", "", scale) if scale == "quantile" else scale.partition(",")
     own = read(
-        ratings, items, opened.scale, source_scale=parse_scale(scale) if scale else None, review=review,
-        reference=opened.neighbours().values if scale_map == "quantile" else None,
+        ratings, items, opened.scale, source_scale=parse_scale(bounds) if bounds else None, review=review,
+        reference=opened.neighbours().values if how == "quantile" else None,
     )  # fmt: skip
     if model == "neighbours":
         films, said = recommend_by_neighbours(opened.neighbours(), items, opened.scale, own, n, explain=explain)
@@ -153,22 +149,20 @@ def recommend(
     elif format_ == "json":
         print(films.to_json(orient="records", indent=1, force_ascii=False, double_precision=6))
     else:
-        _print_table(films[list(shown)].rename(columns=shown))
+        print_table(films[list(shown)].rename(columns=shown))
 
 
 @app.command()
 def elicit(
-    out: Annotated[
-        Path, typer.Option(metavar="FILE.csv", help="the answers; a file of an earlier interview is continued")
-    ],
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="default: that of the newest finished run")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="questions at most")] = 20,
+    out: Annotated[Path, option("the ratings file to write; an existing one is continued", "FILE.csv")],
+    bundle: BundleFolder = None,
+    n: Annotated[int, option("maximum number of questions", None, "-n", min=1)] = 20,
 ) -> None:
-    """Ask a new user about films, in the order that 08_elicitation chose; the answers are a ratings file."""
+    """Ask a new user to rate films, in the order that 08_elicitation chose, and write a ratings file."""
     from recsys_study.interview import interview
     from recsys_utils.ranking.bundle import Bundle
 
-    opened = Bundle.open(bundle or _newest_bundle())
+    opened = Bundle.open(bundle or newest_bundle())
     asked = opened.manifest["about"].get("questions", [])
     questions = opened.ladder.items.set_index("item_id").loc[asked].reset_index()
 
@@ -183,44 +177,15 @@ def elicit(
     print("\n" + (told if known else "Nothing was rated."))
 
 
-def _newest_bundle() -> Path:
-    """Of the newest finished run; generated films only where no run has real ones."""
-
-    def newest_real_first(run: Path) -> tuple[bool, float]:
-        return json.loads(run.read_text(encoding="utf-8"))["data"].get("dataset") != "smoke", run.stat().st_mtime
-
-    finished = [run for run in (project_root() / "reports").glob("*/run.json") if (run.parent / "bundle").is_dir()]
-    if not finished:
-        raise InputError("There is no finished run to take a bundle from: run `make report`, or give --bundle DIR.")
-    return max(finished, key=newest_real_first).parent / "bundle"
-
-
-def _print_table(frame: pd.DataFrame) -> None:
-    """Print every column, scores with three decimals, nothing for what is not known; numbers stand to the right."""
-    import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in frame:
-        right = str(column).lower() in RIGHT
-        table.add_column(str(column), justify="right" if right else "left")
-    for row in frame.itertuples(index=False):
-        cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
-        table.add_row(*cells)
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-
-
 @app.command()
 def compare(
-    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="a finished run, such as ml-100k, or published")],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="another one")],
-    format_: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+    run_a: Run,
+    run_b: Run,
+    format_: Annotated[
+        Literal["table", "json"], option("json holds every shared row of metrics.csv", None, "--format")
+    ] = "table",
 ) -> None:
-    """Set the answers and numbers of two runs side by side; json holds every shared row of metrics.csv."""
+    """Compare the answers and metrics of two runs."""
     from recsys_study import findings
 
     reports = project_root() / "reports"
@@ -231,34 +196,38 @@ def compare(
         return
     shown = {"id": "question", "label": "compared", "value_a": run_a, "verdict_a": "verdict", "value_b": run_b,
              "verdict_b": "verdict there"}  # fmt: skip
-    _print_table(answers[list(shown)].rename(columns=shown))
+    print_table(answers[list(shown)].rename(columns=shown))
     print(f"{len(numbers):,} rows of metrics.csv are shared; {numbers['disjoint'].mean():.0%} have disjoint intervals.")
 
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME ...]", help=BENCHMARKS)] = None,
-    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="all of it, and a figure beside")] = None,
-    full: Annotated[bool, typer.Option("--full", help="up to 25 million ratings and every setting: an hour")] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME ...]", help="grid, knn, neighbours, ingest, evaluate, latent_traits, pipeline; default: all"
+        ),
+    ] = None,
+    json_: Annotated[Path | None, option("write the results, and a figure, to this file", "FILE", "--json")] = None,
+    full: Annotated[bool, option("up to 25 million ratings and every setting: an hour", None, "--full")] = False,
 ) -> None:
-    """Measure speed and memory beside the peers (Surprise, scipy, pandas, scikit-learn ...), in one run."""
-
+    """Measure speed and memory, next to Surprise, scipy, pandas, scikit-learn and others in the same run."""
     sys.path.insert(0, str(project_root()))
     try:
         from benchmarks import measure
     except ModuleNotFoundError:
         raise InputError(f"{project_root()} has no folder benchmarks/, which holds what is measured.") from None
-    measure.command(names or (), full=full, target=json_, show=_print_table)
+    measure.command(names or (), full=full, target=json_, show=print_table)
+
+
+# ---- for maintainers
 
 
 @app.command()
 def publish(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="a finished run, e.g. ml-100k")],
-    beside: Annotated[
-        bool, typer.Option("--beside", help="a second data set's tables, beside the published run")
-    ] = False,
+    run: Run, beside: Annotated[bool, option("only its tables, as a second data set", None, "--beside")] = False
 ) -> None:
-    """Copy a run's findings, metrics and executed notebooks to reports/published/ for readers who only browse."""
+    """(Maintainers) Copy a run's findings, metrics and executed notebooks to reports/published/."""
     from recsys_study import report
 
     reports = project_root() / "reports"
@@ -269,9 +238,9 @@ def publish(
 
 @app.command()
 def readme(
-    check: Annotated[bool, typer.Option("--check", help="only compare; exit status 1 when they differ")] = False,
+    check: Annotated[bool, option("only compare; exit status 1 if they differ", None, "--check")] = False,
 ) -> None:
-    """Render the numbers of README.md from reports/published/."""
+    """(Maintainers) Update the numbers of README.md from reports/published/."""
     from recsys_study import report
 
     root = project_root()
@@ -287,17 +256,48 @@ def readme(
 
 
 @app.command()
-def reference(
-    params: Annotated[Path, typer.Argument(metavar="PARAMS.yaml")] = Path("params/smoke.yaml"),
-    jobs: Annotated[int | None, typer.Option(metavar="N")] = None,
-) -> None:
-    """Refresh tests/reference/: run the smoke chain, then execute every notebook on it and keep its outputs."""
+def reference(params: Params = Path("params/smoke.yaml"), jobs: Jobs = None) -> None:
+    """(Maintainers) Run the smoke chain and refresh the executed notebooks in tests/reference/."""
     from recsys_study import pipeline
 
-    plan = plan_from(params, jobs=jobs)
+    plan = plan_from(params, None, None, jobs)
     if pipeline.run(plan) != 0:
         raise typer.Exit(1)
     pipeline.reference(plan, plan.root / "tests" / "reference")
+
+
+# ---- shared
+
+
+def newest_bundle() -> Path:
+    """Of the newest finished run; generated films only where no run has real ones."""
+
+    def newest_real_first(run: Path) -> tuple[bool, float]:
+        return json.loads(run.read_text(encoding="utf-8"))["data"].get("dataset") != "smoke", run.stat().st_mtime
+
+    finished = [run for run in (project_root() / "reports").glob("*/run.json") if (run.parent / "bundle").is_dir()]
+    if not finished:
+        raise InputError("There is no finished run to take a bundle from: run `make report`, or give --bundle DIR.")
+    return max(finished, key=newest_real_first).parent / "bundle"
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """Print every column, scores with three decimals, nothing for what is not known."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in frame:
+        right = pd.api.types.is_numeric_dtype(frame[column])
+        table.add_column(str(column), justify="right" if right else "left")
+    for row in frame.itertuples(index=False):
+        cells = ("" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
+        table.add_row(*cells)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
 
 
 if __name__ == "__main__":

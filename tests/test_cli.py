@@ -90,7 +90,7 @@ class TestOnTheSmokeRun:
         assert shown.returncode == 0, shown.stderr
         assert films[0]["title"] in shown.stdout
         assert "contributions" in shown.stdout
-        mapped = recsys("recommend", "--ratings", str(tmp_path / "mine.csv"), *bundle, "--scale-map", "quantile")
+        mapped = recsys("recommend", "--ratings", str(tmp_path / "mine.csv"), *bundle, "--scale", "quantile")
         assert "mapped by quantiles onto 1-5" in " ".join(mapped.stderr.split())
 
     def test_neighbours_answer_on_the_scale_of_the_file(self, smoke_run: Path) -> None:
