@@ -187,7 +187,7 @@ def _checked(where: str, value: Any, default: Any) -> Any:
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise ValueError(f"{where} = {value!r}: must be {_kind(default)}, such as {default!r}")
+        raise ValueError(f"{where} = {_shown(value)}: must be {_kind(default)}, such as {default!r}")
     if default and not value and isinstance(value, list | dict) and where.split(".")[-1] not in MAY_BE_EMPTY:
         raise ValueError(f"{where} = {value!r}: must not be empty")
     if isinstance(value, list) and default:
@@ -218,6 +218,10 @@ def _check_run(settings: dict[str, Any]) -> None:
     for stage, seconds in settings["budget_seconds"].items():
         if stage not in settings or type(seconds) not in (int, float) or seconds <= 0:
             raise ValueError(f"budget_seconds.{stage} = {seconds!r}: must be a stage and a number greater than 0")
+
+
+def _shown(value: Any) -> str:
+    return "***" if _PASSWORD.search(str(value)) else repr(value)
 
 
 def _kind(default: Any) -> str:
@@ -293,6 +297,5 @@ def _explain(error: ValidationError) -> str:
             close = get_close_matches(where.split(".")[-1], Dataset.model_fields, 1)
             parts.append(f"{where} is not a parameter" + (f"; did you mean dataset.{close[0]}?" if close else ""))
         else:
-            seen = "***" if _PASSWORD.search(str(problem["input"])) else repr(problem["input"])
-            parts.append(f"{where} = {seen}: {problem['msg'].removeprefix('Value error, ')}")
+            parts.append(f"{where} = {_shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)
