@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from numpy.typing import NDArray
 
 from recsys_study import dask_cluster, figures
 from recsys_study.findings import Contrast, Finding, conclude
@@ -23,6 +24,32 @@ METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", 
 METRIC_KEY = METRIC_COLUMNS[:6]
 PANEL = "panel"  # folder of 01_ingest: the ratings and splits of the users a large data set is studied on
 Confidence = Literal["high", "medium", "low", "undecided"]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Everyone's ratings and splits, and the users who are tested: all, or the panel drawn of a large data set.
+
+    The other users are in every fit and in no test.
+    """
+
+    data: Interactions
+    splits: pd.DataFrame
+    tested: NDArray[np.bool_]  # (U,)
+
+    @property
+    def tested_ratings(self) -> NDArray[np.bool_]:
+        return self.tested[self.data.user]
+
+    @property
+    def folds(self) -> NDArray[np.int8]:
+        """(N,) folds of rating-cv5; -1 for the ratings of users who are not tested."""
+        return np.where(self.tested_ratings, self.splits["rating_fold"], -1).astype(np.int8)
+
+    @property
+    def tested_alone(self) -> Interactions:
+        """The tested users' ratings, with no rows for the others."""
+        return self.data if self.tested.all() else self.data.alone(self.tested)
 
 
 class Stage:
@@ -121,6 +148,10 @@ class Stage:
     def splits(self, *, everyone: bool = False) -> pd.DataFrame:
         """One row a rating, aligned with :meth:`interactions`; the columns are documented in ``protocols``."""
         return self.read("01_ingest", "splits.parquet", everyone=everyone)
+
+    def population(self) -> Population:
+        data = self.interactions(everyone=True)
+        return Population(data, self.splits(everyone=True), np.isin(data.users, self.interactions().users))
 
     # ---- what goes out
 
