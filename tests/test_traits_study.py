@@ -1,4 +1,4 @@
-"""The study of latent traits: nothing leaks into a fold, intervals and ordinal sets cover, rules and signs by hand."""
+"""The study of variational MF: nothing leaks into a fold, intervals and ordinal sets cover, rules and signs by hand."""
 
 from __future__ import annotations
 
@@ -9,27 +9,37 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
+from recsys_study import latent_factor_checks as checks
+from recsys_study.latent_factor_checks import warning_signs
 from recsys_study.latent_factors import (
     LEVELS,
+    Fits,
+    LastFifth,
     Ranked,
+    RankedLists,
     central_sets,
     chosen,
     conformal_factors,
     coverage_rows,
     deciles,
+    error_contrasts,
+    facts,
     inside,
-    log_density,
+    interval_figure,
+    interval_rows,
+    largest_miss,
     nominal,
     ordinal,
     out_of_fold,
     popularity_shares,
-    segment_coverage,
-    warning_signs,
+    ranking_figure,
+    segment_rows,
 )
+from recsys_study.stage_files import Population
 from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions, item_counts
 from recsys_utils.data.synthetic import Size, generate
-from recsys_utils.evaluation.protocols import warm_split
+from recsys_utils.evaluation.protocols import make_splits, warm_split
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.variational_mf import VariationalMF
 
@@ -103,24 +113,15 @@ class TestIntervals:
     def test_segments_are_covered_each_by_itself(self, data) -> None:
         rng = np.random.default_rng(5)
         table = pd.DataFrame({"mean": np.full(len(data), 3.0), "deviation": rng.uniform(0.5, 1.5, len(data))})
-        low = data.rating < 3
         boot = Bootstrap(len(data.users), 1, 50)
-        rows = segment_coverage(
-            data, table, {"low": low, "few": low & False}, boot, protocol="p", variant="v", least=20
-        )
-        assert rows["segment"].unique().tolist() == ["low", "sureness=most", "sureness=least"]
+        rows = segment_rows(data, table, boot, protocol="p", variant="v", least=20)
+        counts = np.bincount(data.user)[data.user]
+        low = counts < np.quantile(counts, 1 / 3)
         hit = inside(data.rating, table["mean"].to_numpy(), table["deviation"].to_numpy())["interval_coverage@80"]
-        at = rows[(rows["segment"] == "low") & (rows["metric"] == "interval_coverage@80")]
+        at = rows[(rows["segment"] == "activity=low") & (rows["metric"] == "interval_coverage@80")]
         assert at["value"].item() == pytest.approx(hit[low].mean())
         assert nominal(at["metric"]).item() == 0.8
-        assert segment_coverage(data, table, {}, boot, protocol="p", least=10**6).empty
-
-    def test_log_density_is_that_of_a_normal(self) -> None:
-        one = np.ones(1)
-        # -log(2 sqrt(2 pi)) - (1 / 2)^2 / 2 at a distance of 1 with deviation 2
-        assert log_density(one.astype(np.float32), 0 * one, 2 * one) == pytest.approx(
-            -np.log(2 * np.sqrt(2 * np.pi)) - 1 / 8
-        )
+        assert segment_rows(data, table, boot, protocol="p", least=10**6).empty
 
     def test_normal_errors_are_covered_as_often_as_said(self) -> None:
         rng = np.random.default_rng(0)
@@ -206,3 +207,34 @@ class TestLists:
         assert wild["above scale"] == 1 > calm["above scale"]
         assert wild["deviation"] == calm["deviation"] > calm["error of the expectation"]
         assert warning_signs(model, case, int(item_counts(case.train.user_item).max()) + 1)["obscure"] == 1
+
+
+@pytest.mark.parametrize("tested", ["everyone", "panel"])
+def test_the_whole_study_of_everyone_and_of_a_panel(data, tested: str) -> None:
+    """Untested users are learned from and in no row; every table and figure of the notebook is made."""
+    splits, _, _ = make_splits(data, seed=1)
+    some = np.arange(len(data.users)) < (60 if tested == "everyone" else 40)
+    everyone, items = Population(data, splits, some), generate(Size(users=60, items=50, ratings=1300)).items
+    fits, boot = Fits.of(everyone, OPTIONS, 1), Bootstrap(int(some.sum()), 1, 50)
+    assert (fits.full is fits.alone) == (tested == "everyone")
+    assert len(fits.full.table) == len(fits.data) == some[data.user].sum()
+    peer = pd.DataFrame({"user_id": fits.data.users} | fits.errors(fits.one_noise))
+    (contrast,) = error_contrasts(fits, {"tuned SVD": peer}, boot, 0.005)
+    assert (contrast.id, contrast.primary) == ("mf-svd", True)
+    if tested == "everyone":
+        assert contrast.value == pytest.approx(fits.gains(boot)["rmse"].value, abs=1e-6)
+    covered, _ = interval_rows(fits, boot, 1)
+    segments = segment_rows(fits.data, fits.full.table, boot, protocol="p", least=20)
+    last = LastFifth.of(everyone, OPTIONS, boot, time_ordered=True)
+    rng = np.random.default_rng(1)
+    lists = RankedLists.of(last.model, last.case, items["genres"], fits.data.users, boot, lambda *_: rng)
+    assert lists.shares.sum(axis=1).to_numpy() == pytest.approx(np.ones(6))
+    assert facts(fits, covered, segments, last, boot)["coverage_off"] == largest_miss(covered)
+    found = checks.Diagnosis.of(everyone, last, 50, rng)
+    table = checks.checks(fits, found, (0.01, 0.02), segments)
+    assert table["passed"].tolist() == (table["value"] <= table["limit"]).tolist()
+    causes = checks.failure_modes(found)[1]
+    assert checks.facts(table, causes, lists.shares, found)["passed"] == table["passed"].sum()
+    shown = interval_figure(fits, segments), ranking_figure(lists, lists.contrasts(boot))
+    shown += checks.bound_figure(found, last.trials), checks.diagnosis_figure(found)
+    assert [len(figure.axes) for figure in shown] == [2, 2, 2, 3]
