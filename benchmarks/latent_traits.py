@@ -1,6 +1,6 @@
-"""V2, a sweep over generated ratings of growing size, beside an epoch of Surprise's SVD with as many factors.
+"""Variational MF: a sweep over generated ratings next to an epoch of Surprise's SVD with as many factors.
 
-Another model and another algorithm, so only time is compared; the noise that is found is shown beside the planted.
+Another model and another algorithm, so only time is compared; the noise that is found is shown next to the planted.
 """
 
 from __future__ import annotations

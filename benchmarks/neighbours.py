@@ -1,4 +1,4 @@
-"""V1 beside scipy's sparse products, numpy.corrcoef and Surprise's KNN: what preparing and a query of 35 ratings cost.
+"""User KNN next to scipy's sparse products, numpy.corrcoef and Surprise's KNN: the cost of preparing and of a query.
 
 The ratings are generated in MovieLens 25M's shape. Surprise's nearest design has to know its user, so one of the
 training users stands for the person who asks, and nothing is compared; it runs where its seven users x users matrices
@@ -67,7 +67,7 @@ def store(folder: Path) -> Path:
 
 
 def read(folder: Path, shape: Shape) -> csr_matrix:
-    """The ratings, users x films, as a person without V1 would read them."""
+    """The ratings, users x films, as a person without this package would read them."""
     frame = pd.read_parquet(folder / "ratings.parquet")
     place = [pd.Index(ids(kind, n)).get_indexer(frame[c])
              for c, kind, n in (("user_id", "u", shape[0]), ("item_id", "i", shape[1]))]  # fmt: skip
@@ -87,7 +87,7 @@ def timed(query: Callable[[csr_matrix], Any], asked: Sequence[csr_matrix]) -> li
 # ---- contenders
 
 
-def prepare_v1(folder: Path, shape: Shape) -> Generator[None, None, None]:
+def prepare_ours(folder: Path, shape: Shape) -> Generator[None, None, None]:
     few = pd.DataFrame({"user_id": ["u0"], "item_id": ["i0"], "rating": [3.0]})
     place = Path(tempfile.mkdtemp(dir=folder))
     few.to_parquet(place / "few.parquet")
@@ -115,12 +115,12 @@ def fitted_surprise(folder: Path) -> surprise.KNNWithMeans:
     return surprise.KNNWithMeans(k=50, min_k=3, sim_options=options, verbose=False).fit(data.build_full_trainset())
 
 
-def open_v1(folder: Path, shape: Shape) -> Generator[None, None, None]:
+def open_ours(folder: Path, shape: Shape) -> Generator[None, None, None]:
     yield
     Neighbours.open(store(folder))
 
 
-def ask_v1(folder: Path, shape: Shape) -> Generator[None, None, Row]:
+def ask_ours(folder: Path, shape: Shape) -> Generator[None, None, Row]:
     asked, model = profiles(folder, shape[1]), Neighbours.open(store(folder))
     model.predict(asked[0])
     yield
@@ -241,12 +241,12 @@ def sized(folder: Path, shape: Shape) -> list[Row]:
     n = len(profiles(folder, shape[1]))
     return [
         *compare(about | {"task": "prepare from parquet"}, [
-            Contender("Neighbours.prepare", prepare_v1, where),
+            Contender("Neighbours.prepare", prepare_ours, where),
             Contender("pandas + scipy: read, CSR, CSC", prepare_scipy, where), *surprise_s[0],
         ]),
-        *compare(about | {"task": "open"}, [Contender("Neighbours.open", open_v1, where)]),
+        *compare(about | {"task": "open"}, [Contender("Neighbours.open", open_ours, where)]),
         *compare(about | {"task": "predict all films from 35 ratings"}, [
-            Contender("Neighbours.predict", ask_v1, where, calls=n, extra=quantiles),
+            Contender("Neighbours.predict", ask_ours, where, calls=n, extra=quantiles),
             Contender("scipy, sparse products", ask_scipy, where, calls=20, check=agree, extra=quantiles),
             Contender("numpy.corrcoef, a user at a time", ask_corrcoef, where, check=agree, extra=quantiles),
             *surprise_s[1],

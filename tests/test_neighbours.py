@@ -196,11 +196,11 @@ def test_the_store_is_what_a_fit_holds_and_opens_mapped(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_store_and_unknown_ids_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no store of neighbours"):
+    with pytest.raises(InputError, match="store"):
         Neighbours.open(tmp_path)
     train = made_up(5, 5, 0.9, seed=6)
     train.to_frame().to_parquet(tmp_path / "r.parquet")
-    with pytest.raises(InputError, match="item_id that is not"):
+    with pytest.raises(InputError, match="item_id"):
         Neighbours().prepare(tmp_path / "r.parquet", list(train.users), ["0"], train.scale, tmp_path / "store")
 
 
@@ -216,11 +216,11 @@ def test_ratings_too_many_for_32_bits_take_64(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_into_memory_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match=r"need 0\.0 GB .*Neighbours\.prepare"):
+    with pytest.raises(InputError, match="prepare"):
         Neighbours().fit(made_up(20, 20, 0.5, seed=1))
 
 
-# ---- what is asked of neighbours
+# ---- predictions and lists
 
 
 def test_leave_one_out_is_a_profile_without_the_rating() -> None:

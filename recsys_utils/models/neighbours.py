@@ -1,6 +1,6 @@
-"""V1: a profile against every user, by Pearson correlation over the films both rated.
+"""User KNN (Pearson): a profile against every user, by the correlation over the items that both rated.
 
-Ratings lie twice in memory-mapped arrays of one integer each, by user and by film, so that 25 million of them take
+Ratings are kept twice in memory-mapped arrays of one integer each, by user and by item, so that 25 million of them take
 200 MB of disk, open in milliseconds and need no matrix of similarities.
 """
 
@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The neighbours of a profile, best first: positions of users, similarities in steps of 1e-9, films in common."""
+    """The neighbours of a profile, best first: positions of users, similarities in steps of 1e-9, items in common."""
 
     user: Integers
     key: Integers
@@ -66,24 +66,24 @@ class Neighbours(RatingModel):
     r"""User-based neighbours of any profile.
 
     ``prediction(i) = m + sum_v s_v (r_vi - m_v) / sum_v s_v`` over the v among the k nearest users who rated i, m and
-    m_v the overall means of the profile and of v. ``s`` is Pearson's correlation over the films in common; only
-    positive ones count. Neighbours are ordered by s (rounded to 1e-9), films in common, position of the user. A
-    training row that equals the profile is left out: it has no vote on a film outside the profile.
+    m_v the overall means of the profile and of v. ``s`` is Pearson's correlation over the items in common; only
+    positive ones count. Neighbours are ordered by s (rounded to 1e-9), items in common, position of the user. A
+    training row that equals the profile is left out: it has no vote on an item outside the profile.
     Paper: Herlocker, Konstan, Borchers, Riedl, "An algorithmic framework for performing collaborative filtering",
     SIGIR 1999.
 
     Parameters
     ----------
-    k : neighbours, whether they rated a film or not
-    min_overlap : films in common that a similarity needs
+    k : neighbours, whether they rated an item or not
+    min_overlap : items in common that a similarity needs
     shrinkage : similarities are multiplied by overlap / (overlap + shrinkage)
-    form : ``overlap``: means and deviations over the films in common; ``overall``: those of all ratings of each user,
-        ``s = mean over the films in common of (x - m) (y - m_v) / (sd sd_v)``, which is not bounded by 1
-    min_votes : neighbours who rated a film, below which there is no prediction
+    form : ``overlap``: means and deviations over the items in common; ``overall``: those of all ratings of each user,
+        ``s = mean over the items in common of (x - m) (y - m_v) / (sd sd_v)``, which is not bounded by 1
+    min_votes : neighbours who rated an item, below which there is no prediction
 
     Attributes
     ----------
-    rows, columns : (N,) one unsigned integer a rating, grouped by user and by film: position of the film (of the user),
+    rows, columns : (N,) one unsigned integer per rating, grouped by user (by item): position of the item (the user),
         ascending within its group, shifted left by ``grid[3]`` bits, plus ``(rating - lo) / step``
     row_starts, column_starts : (U + 1,), (I + 1,) int64
     user_mean, user_sd, item_mean : (U,), (U,), (I,) float64, rating points; NaN without ratings
@@ -130,7 +130,7 @@ class Neighbours(RatingModel):
 
         Parameters
         ----------
-        ratings : columns user_id, item_id, rating, one row a pair
+        ratings : columns user_id, item_id, rating, one row per pair
         users, items : all ids, in the order that breaks ties
         """
         import pyarrow.parquet as pq
@@ -141,18 +141,16 @@ class Neighbours(RatingModel):
         value = np.empty(n, np.float32)
         known = {USER: pd.Index(users), ITEM: pd.Index(items)}
         start = 0
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[USER, ITEM, RATING])
-            for batch in table.to_batches():
-                rows = slice(start, start + len(batch))
-                for name, ids in known.items():
-                    column = batch.column(name)
-                    place = ids.get_indexer(column.dictionary.to_pandas()).astype(np.int32)
-                    if (place < 0).any():
-                        raise InputError(f"{ratings} holds a {name} that is not in the list of all of them.")
-                    positions[name][rows] = place[column.indices.to_numpy()]
-                value[rows] = batch.column(RATING).to_numpy()
-                start = rows.stop
+        for batch in file.iter_batches(columns=[USER, ITEM, RATING]):
+            rows = slice(start, start + len(batch))
+            for name, ids in known.items():
+                column = batch.column(name)
+                place = ids.get_indexer(column.dictionary.to_pandas()).astype(np.int32)
+                if (place < 0).any():
+                    raise InputError(f"{ratings} holds a {name} that is not in the list of all of them.")
+                positions[name][rows] = place[column.indices.to_numpy()]
+            value[rows] = batch.column(RATING).to_numpy()
+            start = rows.stop
         folder.mkdir(parents=True, exist_ok=True)
         self.bounds = np.array([scale.lo, scale.hi, scale.liked])
 
@@ -177,7 +175,7 @@ class Neighbours(RatingModel):
         )
         self.rows, self.columns = (new(name, rating.shape, dtype) for name in ("rows", "columns"))
         _by_user(user, item, rating, self.row_starts[:-1].copy(), self.rows, lo, step, bits)
-        # users then ascend within a film, and after the second turn films within a user
+        # users then ascend within an item, and after the second turn items within a user
         _transpose(self.rows, self.row_starts, self.column_starts[:-1].copy(), self.columns, bits)
         _transpose(self.columns, self.column_starts, self.row_starts[:-1].copy(), self.rows, bits)
         mean, _ = _moments(self.columns, self.column_starts, bits)
@@ -209,7 +207,7 @@ class Neighbours(RatingModel):
 
     @property
     def item_counts(self) -> Integers:
-        """(I,) ratings of each film."""
+        """(I,) ratings of each item."""
         return np.diff(self.column_starts)
 
     def under(self, rules: Neighbours) -> Self:
@@ -220,7 +218,7 @@ class Neighbours(RatingModel):
                 setattr(other, f.name, getattr(rules, f.name))
         return other
 
-    # ---- asking
+    # ---- predictions
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -236,7 +234,7 @@ class Neighbours(RatingModel):
         return Nearest(room.user[:found], room.key[:found], room.overlap[:found])
 
     def predict(self, profiles: csr_matrix) -> tuple[Scores, NDArray[np.int32]]:
-        """(users, items) float32 predictions, NaN where fewer than ``min_votes`` neighbours rated the film, and votes.
+        """(users, items) float32 predictions, NaN where fewer than ``min_votes`` neighbours rated the item, and votes.
 
         Predictions are not clipped. The number of votes says how far a prediction may be trusted.
         """
@@ -251,7 +249,7 @@ class Neighbours(RatingModel):
         return np.clip(np.where(np.isnan(predicted), own[:, None], predicted), self.bounds[0], self.bounds[1])
 
     def scores(self, profiles: csr_matrix) -> Scores:
-        """(users, items) float32 predictions; -inf where there is none, so that such a film is never recommended."""
+        """(users, items) float32 predictions; -inf where there is none, so that such an item is never recommended."""
         return np.nan_to_num(self.predict(profiles)[0], copy=False, nan=-np.inf)
 
     def _query(self, profiles: csr_matrix) -> tuple[Integers, NDArray[np.int32], Floats]:
@@ -318,7 +316,7 @@ def _moments(packed, starts, bits):  # type: ignore[no-untyped-def]
 def _nearest(items, x, packed, min_overlap, shrinkage, overall, room):  # type: ignore[no-untyped-def]
     """Fill ``room`` (user, key, overlap), best first; returns how many were found.
 
-    Users are passed in blocks, and each film's column only once, since its users ascend: the sums of a block (n, x, y,
+    Users are passed in blocks, and each item's column only once, since its users ascend: the sums of a block (n, x, y,
     xy, xx, yy, in steps of the grid; exact for ratings on it) never leave the cache.
     """
     lo, step, bits = packed.grid[0], packed.grid[1], np.int64(packed.grid[3])
@@ -412,10 +410,10 @@ def _predict(  # type: ignore[no-untyped-def]
                 item = np.int64(packed.rows[e]) >> bits
                 if votes[row, item] >= min_votes and sums[item, 1] > 0:
                     predicted[row, item] = lo + step * x[own].mean() + sums[item, 0] / sums[item, 1]
-                sums[item] = 0  # for the next profile, and the mark of a film that is done
+                sums[item] = 0  # for the next profile, and the mark of an item that is done
 
 
-# ---- what is asked of neighbours
+# ---- predictions and lists
 
 
 def predict_pairs(
@@ -466,7 +464,7 @@ def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places,
 def good_films(
     model: Neighbours, items: pd.DataFrame, rating: float = 7.0, votes: int = 10_000
 ) -> tuple[NDArray[np.bool_], str]:  # fmt: skip
-    """(I,) films well rated by many, and a phrase on who says so.
+    """(I,) items well rated by many, and a phrase on whose ratings these are.
 
     IMDb's rating and votes where the catalogue has the columns imdb_rating and imdb_votes; else the data set's own mean
     and number of ratings, with cuts that let pass the shares that IMDb's let pass of ML-100K's films.
@@ -487,10 +485,10 @@ def good_films(
 def recommend(
     model: Neighbours, profile: csr_matrix, items: pd.DataFrame, n: int = 10, eligible: NDArray[np.bool_] | None = None
 ) -> pd.DataFrame:
-    """The n best predictions for one profile (1, I) outside it, ties to more votes, then the earlier film.
+    """The n best predictions for one profile (1, I) outside it, ties to more votes, then the earlier item.
 
     Columns rank, item_id, title, predicted (clipped to the scale), votes and, as far as ``items`` knows them,
-    imdb_rating, imdb_votes, year, runtime, genres, director, cast (text); ``eligible`` (I,) restricts the films.
+    imdb_rating, imdb_votes, year, runtime, genres, director, cast (text); ``eligible`` (I,) restricts the items.
     """
     predicted, votes = (array[0] for array in model.predict(profile))
     allowed = ~np.isnan(predicted) & (True if eligible is None else eligible)

@@ -206,7 +206,7 @@ def recommend_by_neighbours(
     model: neighbours.Neighbours, items: pd.DataFrame, scale: Scale, own: OwnRatings, n: int = 10, *,
     explain: bool = False,
 ) -> tuple[pd.DataFrame, str]:  # fmt: skip
-    """Well-known films by the neighbours of a person (V1), and what they have in common and are predicted on.
+    """Well-known films by user KNN, and what they have in common and are predicted on.
 
     Columns as in :func:`neighbours.recommend`; ``predicted`` is on the file's own scale where it has a single one.
     ``explain`` adds a column ``contributions``: the person's mean, and what the neighbours add to it.
