@@ -1,0 +1,296 @@
+"""How weights and parts are chosen: curves, ensembles and what ships, on validation users alone.
+
+A *surface* holds ndcg@10 by profile size and weight. Choices are tuned on one part of the validation users and measured
+on the other in turn (cross-fitted), so that more weights to fit are no advantage by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recsys_utils.evaluation.protocols import VALIDATION_PARTS
+from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, verdict
+from recsys_utils.ranking import blend
+from recsys_utils.ranking.blend import CURVES, AlphaCurve
+
+Floats = NDArray[np.float64]
+Positions = NDArray[np.int_]
+
+NDCG = "ndcg@10"
+FROM_SIZE, TO_SIZE = 1, 30  # contrasts average over these sizes; choices over all from 1 on, for they serve everyone
+PARTS = ("popularity", "item_knn", "ease")
+ENSEMBLE = "mixture"  # as metrics.csv calls the weighted ensemble of popularity, item KNN and EASE
+WEIGHTS = blend.simplex(len(PARTS), 0.1)
+SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a change of all the weight must gain
+SIMPLER = 0.003  # ndcg by which an ensemble must beat a single model to be worth its weights
+SEGMENTS = {"n=1-5": (1, 5), "n=8-30": (8, 30), "n>=50": (50, 10**9)}  # declared; whole histories and cold items apart
+WHOLE, COLD = "whole histories", "cold items"
+WARM_EDGES = (20, 50, 100, 200)  # ratings in the profile at which weights of whole histories may change
+
+
+def alpha_grid(step: float) -> Floats:
+    """Weights from 0 to 1, rounded so that .95 is written as such."""
+    return np.round(np.linspace(0.0, 1.0, round(1 / step) + 1), 6)
+
+
+def surface_of(values: Floats, sizes: Sequence[int]) -> tuple[Floats, Positions]:
+    """(S, W) means over users and the sizes they belong to: those from 1 on that somebody has.
+
+    Parameters
+    ----------
+    values : (U, all sizes, W) ndcg, NaN where a user lacks the size
+    """
+    counts = np.isfinite(values[:, :, 0]).sum(axis=0)
+    kept = np.flatnonzero((np.asarray(sizes) >= FROM_SIZE) & (counts > 0))
+    return np.nansum(values[:, kept], axis=0) / counts[kept, None], np.asarray(sizes)[kept]
+
+
+# ---- curves
+
+
+def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
+    """The fixed curves as they are and four fitted ones: linear, sigmoid, isotonic and ``learned``.
+
+    ``linear`` and ``sigmoid`` take their best declared parameters (:func:`curve_value`), ``isotonic`` is the best curve
+    that never falls, ``learned`` takes the best alpha at every size (ties: the lower) and is all there is if alphas
+    leave no choice.
+
+    Parameters
+    ----------
+    surface : (S, A) mean ndcg of validation users
+    sizes : (S,) increasing profile sizes
+    alphas : (A,) increasing
+    """
+    learned = AlphaCurve("learned", tuple(sizes.tolist()), tuple(alphas[surface.argmax(axis=1)].tolist()))
+    if len(alphas) == 1:
+        return {"learned": learned}
+    tuned = dict(CURVES)
+    for name, declared in blend.tunable_curves().items():
+        tuned[name] = max(declared, key=lambda curve: curve_value(curve, surface, sizes, alphas))
+    rising = alphas[blend.best_path(surface, blend.never_down(len(alphas)))]
+    tuned["isotonic"] = AlphaCurve("isotonic", tuple(sizes.tolist()), tuple(rising.tolist()))
+    return tuned | {"learned": learned}
+
+
+def columns_at(curve: AlphaCurve, sizes: Positions, alphas: Floats) -> Positions:
+    """(S,) the grid's column nearest to the curve at each size."""
+    nearest: Positions = np.abs(curve(sizes)[:, None] - alphas).argmin(axis=1)
+    return nearest
+
+
+def curve_value(curve: AlphaCurve, surface: Floats, sizes: Positions, alphas: Floats) -> float:
+    """Mean over the sizes, equal weights, of the surface at the grid's alpha nearest to the curve's."""
+    return float(surface[np.arange(len(sizes)), columns_at(curve, sizes, alphas)].mean())
+
+
+def tune_ranges(values: Floats, n: Positions) -> tuple[list[int], Positions, float]:
+    """The best column in each of the five ranges of profile sizes that ``WARM_EDGES`` bound, and what it reaches.
+
+    A range without users takes the column best overall.
+
+    Parameters
+    ----------
+    values : (U, W) ndcg, NaN for users to leave out
+    n : (U,) ratings in each profile
+
+    Returns
+    -------
+    sizes on both sides of every edge, the column for each of them, mean ndcg
+    """
+    bins = np.searchsorted(WARM_EDGES, n, side="right")
+    best = np.full(len(WARM_EDGES) + 1, np.nanmean(values, axis=0).argmax())
+    for b in np.unique(bins[np.isfinite(values[:, 0])]):
+        best[b] = np.nanmean(values[bins == b], axis=0).argmax()
+    reached = float(np.nanmean(np.take_along_axis(values, best[bins][:, None], axis=1)))
+    sizes = [size for edge in WARM_EDGES for size in (edge - 1, edge)]
+    return sizes, np.array([b for both in pairwise(best) for b in both]), reached
+
+
+# ---- the weighted ensemble
+
+
+def columns_of(parts: Sequence[str]) -> Positions:
+    """The rows of ``WEIGHTS`` that give weight to no other part than these."""
+    others = [p for p, part in enumerate(PARTS) if part not in parts]
+    return np.flatnonzero(WEIGHTS[:, others].sum(axis=1) == 0)
+
+
+def tune_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """``sizes`` and ``weights`` of an ensemble of some parts: the smooth path of best weights through the sizes.
+
+    Parameters
+    ----------
+    values : (U, S, W) ndcg of validation users under each of ``WEIGHTS``
+    """
+    columns = columns_of(parts)
+    surface, known = surface_of(values[:, :, columns], sizes)
+    path = WEIGHTS[columns][blend.best_path(surface, SMOOTH[np.ix_(columns, columns)])]
+    return {"sizes": known.tolist(), "weights": {part: path[:, PARTS.index(part)].tolist() for part in parts}}
+
+
+def crossfit(values: Floats, sizes: Sequence[int], cost: Floats) -> Floats:
+    """(U, S) ndcg of each fifth of the validation users at the path of columns that is best for the other four.
+
+    Parameters
+    ----------
+    values : (U, S, W) ndcg; cost : (W, W) of changing columns between neighbouring sizes
+    """
+    fitted = np.full(values.shape[:2], np.nan)
+    part = np.arange(len(values)) % VALIDATION_PARTS
+    for p in range(VALIDATION_PARTS):
+        surface, known = surface_of(values[part != p], sizes)
+        at, path = np.isin(sizes, known), blend.best_path(surface, cost)
+        fitted[np.ix_(part == p, at)] = values[part == p][:, at][:, np.arange(len(known)), path]
+    return fitted
+
+
+def crossfit_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = PARTS) -> Floats:
+    """:func:`crossfit` of the weights of some parts."""
+    columns = columns_of(parts)
+    return crossfit(values[:, :, columns], sizes, SMOOTH[np.ix_(columns, columns)])
+
+
+# ---- the study's choice among models and curves
+
+
+class Choice(NamedTuple):
+    """What the rule picks, and the validation gain of the ensemble that it rests on."""
+
+    cf: str
+    curve: AlphaCurve
+    gain: Estimate
+
+
+def ranked_pairs(
+    validation: Mapping[str, Floats], sizes: Sequence[int], alphas: Floats
+) -> list[tuple[str, AlphaCurve, float]]:
+    """Every declared (cf, curve) with its validation ndcg@10, mean over sizes from 1 on; best first."""
+    found = []
+    for cf, values in validation.items():
+        surface, known = surface_of(values, sizes)
+        curves = tune_curves(surface, known, alphas).values()
+        found += [(cf, curve, curve_value(curve, surface, known, alphas)) for curve in curves]
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def choose(
+    validation: Mapping[str, Floats], mixed: Floats, sizes: Sequence[int], alphas: Floats, boot: Bootstrap
+) -> Choice:
+    """The pair of a model and a curve with the highest validation mean over sizes from 1 on.
+
+    The ensemble, which has more weights to fit, takes part only if, cross-fitted, it gains more than ``SIMPLER`` on the
+    best single model and the interval excludes 0.
+
+    Parameters
+    ----------
+    validation : cf -> (U, S, A) ndcg of content + cf, NaN where a user lacks the size or is no validation user
+    mixed : (U, S, W) ndcg under each of ``WEIGHTS``
+    """
+    pairs = ranked_pairs(validation, sizes, alphas)
+    cf, curve, _ = next(found for found in pairs if found[0] != ENSEMBLE)
+    known = surface_of(validation[cf], sizes)[1]
+    at = np.isin(sizes, known)
+    single = validation[cf][:, at][:, np.arange(len(known)), columns_at(curve, known, alphas)]
+    gains = crossfit_ensemble(mixed, sizes)[:, at] - single
+    gain = boot.average(gains[:, np.isfinite(gains).any(axis=0)])
+    if gain.value > SIMPLER and gain.ci_low > 0:
+        cf, curve, _ = next(found for found in pairs if found[0] == ENSEMBLE)
+    return Choice(cf, curve, gain)
+
+
+# ---- what ships
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What leaving a part out costs in a segment: ndcg@10 without it minus with it, on validation users."""
+
+    part: str
+    segment: str
+    difference: Estimate
+    step: int = 0  # of the elimination
+
+    @property
+    def earns(self) -> bool:
+        """Whether leaving the part out is worse by more than the margin: the whole interval lies below it."""
+        return self.difference.ci_high < -MARGIN
+
+    def row(self) -> dict[str, Any]:
+        e = self.difference
+        return {
+            "step": self.step, "part": self.part, "segment": self.segment, "difference": e.value, "ci_low": e.ci_low,
+            "ci_high": e.ci_high, "n": e.n, "verdict": verdict(e), "earns": self.earns,
+        }  # fmt: skip
+
+
+def segment_losses(part: str, without: Floats, full: Floats, sizes: Sequence[int], boot: Bootstrap) -> list[Loss]:
+    """The losses in the declared ranges of profile sizes; a range that nobody has is left out. Both (U, S)."""
+    n, found = np.asarray(sizes), []
+    for segment, (low, high) in SEGMENTS.items():
+        some = (n >= low) & (n <= high)
+        change = without[:, some] - full[:, some]
+        change = change[:, np.isfinite(change).any(axis=0)]
+        if change.size:
+            found.append(Loss(part, segment, boot.average(change)))
+    return found
+
+
+def eliminate(
+    mixed: Floats, whole: Floats | None, sizes: Sequence[int], boot: Bootstrap
+) -> tuple[tuple[str, ...], list[Loss]]:
+    """The parts of the ensemble that earn their place, by backward elimination, and every loss that was looked at.
+
+    In each step the part whose loss is smallest in its worst segment goes, unless leaving it out is worse by more than
+    the margin in some segment; so of two parts that stand in for each other one stays.
+
+    Parameters
+    ----------
+    mixed : (U, S, W) validation ndcg under each of ``WEIGHTS``, cut profiles
+    whole : (U, W) likewise for whole histories, or None
+    """
+    kept: tuple[str, ...] = PARTS
+    looked: list[Loss] = []
+    while len(kept) > 1:
+        full = crossfit_ensemble(mixed, sizes, kept)
+        losses: dict[str, list[Loss]] = {}
+        for part in kept:
+            rest = tuple(other for other in kept if other != part)
+            losses[part] = segment_losses(part, crossfit_ensemble(mixed, sizes, rest), full, sizes, boot)
+            if whole is not None:
+                both = [crossfit_ensemble(whole[:, None], [FROM_SIZE], some)[:, 0] for some in (rest, kept)]
+                losses[part].append(Loss(part, WHOLE, boot.difference(*both)))
+        step = 1 + len(PARTS) - len(kept)
+        looked += [Loss(x.part, x.segment, x.difference, step) for found in losses.values() for x in found]
+        spare = [part for part in kept if not any(loss.earns for loss in losses[part])]
+        if not spare:
+            break
+        least = max(spare, key=lambda part: min(loss.difference.value for loss in losses[part]))
+        kept = tuple(part for part in kept if part != least)
+    return kept, looked
+
+
+def shipped_curve(learned: AlphaCurve, losses: Sequence[Loss]) -> AlphaCurve:
+    """The learned curve at the sizes where content earns its place; alpha = 1, no content, at the others.
+
+    >>> learned = AlphaCurve("learned", (1, 5, 8, 30), (0.5, 0.6, 0.7, 0.8))
+    >>> earns = Loss("content", "n=1-5", Estimate(-0.03, -0.04, -0.02, 100))
+    >>> shipped_curve(learned, [earns]).alphas
+    (0.5, 0.6, 1.0, 1.0)
+    """
+    earned = {loss.segment for loss in losses if loss.part == "content" and loss.earns}
+    ranges = [SEGMENTS[name] for name in SEGMENTS if name in earned or (name == "n>=50" and WHOLE in earned)]
+    inside = [any(low <= n <= high for low, high in ranges) for n in learned.sizes]
+    alphas = tuple(a if kept else 1.0 for a, kept in zip(learned.alphas, inside, strict=True))
+    return AlphaCurve("shipped", learned.sizes, alphas)
+
+
+def loss_table(losses: Sequence[Loss]) -> pd.DataFrame:
+    """One row per part and segment that the rule looked at."""
+    return pd.DataFrame([loss.row() for loss in losses])
