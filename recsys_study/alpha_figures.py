@@ -239,6 +239,7 @@ def curves_figure(study: AlphaStudy, boot: Bootstrap) -> Figure:
     near = [label for label in ("chosen model alone", "popularity + chosen model") if label in lines]
     reach, constant = cohort(study)
     layout: Any = [[order for order in rows for _ in range(2)], ["gap"] * 2 * len(rows)]
+    figure: Figure
     figure, axes = plt.subplot_mosaic(layout, figsize=(2.2 + 3.5 * len(rows), 6.8), height_ratios=[2.4, 1])
     for order in rows:
         for label, key in lines.items():

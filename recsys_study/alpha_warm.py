@@ -195,12 +195,10 @@ def by_user(cold: pd.DataFrame, users: NDArray[np.object_]) -> dict[str, Floats]
 def cold_contrasts(cold: pd.DataFrame, users: NDArray[np.object_], boot: Bootstrap) -> list[Contrast]:
     """The hybrid against its parts and the ridge, on items that nobody has rated."""
     values = by_user(cold, users)
-    return [
-        Contrast.from_estimate(f"cold-{name}", f"hybrid instead of {words}", boot.difference(values["hybrid"], values[name]),
-                               of=f"{NDCG} (cold-item)")
-        for name, words in {"content": "content", "cf": "cf alone", "genre-ridge": "ridge on genres"}.items()
-        if name in values
-    ]  # fmt: skip
+    others = {"content": "content", "cf": "cf alone", "genre-ridge": "ridge on genres"}
+    gains = {name: boot.difference(values["hybrid"], values[name]) for name in others if name in values}
+    of = f"{NDCG} (cold-item)"
+    return [Contrast.from_estimate(f"cold-{n}", f"hybrid instead of {others[n]}", e, of=of) for n, e in gains.items()]
 
 
 # ---- what ships

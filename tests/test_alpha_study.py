@@ -7,23 +7,24 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_study.alpha_curve import (
-    CLOSE,
-    MIXTURE,
+from recsys_study.alpha_curve import AlphaStudy, Mixed, Model, Series, best_setting, pair, study_alpha, surfaces
+from recsys_study.alpha_warm import rank_warm
+from recsys_study.weights import (
+    ENSEMBLE,
+    MARGIN,
     NDCG,
+    PARTS,
     WEIGHTS,
-    AlphaStudy,
-    best_setting,
+    WHOLE,
     choose,
-    crossfit_mixture,
+    crossfit_ensemble,
     curve_value,
-    pair,
-    rank_warm,
-    study_alpha,
+    eliminate,
+    segment_losses,
+    shipped_curve,
     surface_of,
-    surfaces,
     tune_curves,
-    tune_mixture,
+    tune_ensemble,
     tune_ranges,
 )
 from recsys_utils.base import Scale
@@ -33,7 +34,7 @@ from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.models.surprise_models import KNN, SVD
-from recsys_utils.ranking.blend import CURVES, Blend, Mixture
+from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
 
 SIZES = [0, 2, 3, 8]
 
@@ -105,7 +106,7 @@ def test_no_like_means_popularity_at_every_weight() -> None:
     films = pd.DataFrame({"item_id": list("abcd"), "genres": [["War"], ["War"], ["Love"], ["Love"]]})
     frame = pd.DataFrame({"user_id": ["x", "y", "z"], "item_id": ["a", "c", "c"], "rating": [5, 5, 5]})
     data = Interactions.from_frame(frame, scale=Scale(1, 5), items=films["item_id"])
-    models = {"content": ContentModel(films), "popularity": Popularity(), "ease": EASE(reg=1.0)}
+    models = {Model("content"): ContentModel(films), Model("popularity"): Popularity(), Model("ease"): EASE(reg=1.0)}
     for model in models.values():
         model.fit(data)
     profiles = csr_matrix(np.array([[2, 0, 0, 0], [5, 0, 0, 0]], np.float32))
@@ -118,20 +119,20 @@ def test_no_like_means_popularity_at_every_weight() -> None:
     assert found["popularity"][1, 0] < 1.0
 
 
-# ---- the mixture and the rule
+# ---- the ensemble and the rule
 
 
 def mixed(good: int, users: int = 20, sizes: int = 2, gain: float = 0.05) -> np.ndarray:
-    """(U, S, W) ndcg of .2 for every mixture but one."""
+    """(U, S, W) ndcg of .2 for every ensemble but one."""
     values = np.full((users, sizes, len(WEIGHTS)), 0.2)
     values[:, :, good] += gain
     return values
 
 
-def test_the_mixture_takes_the_best_weights_and_changes_them_only_for_a_gain() -> None:
+def test_the_ensemble_takes_the_best_weights_and_changes_them_only_for_a_gain() -> None:
     values = mixed(good=40)
     values[:, 1, 41] = 0.2501  # better by less than the way there costs
-    found = tune_mixture(values, [1, 5])
+    found = tune_ensemble(values, [1, 5])
     assert found["sizes"] == [1, 5]
     assert [found["weights"][part][0] for part in found["weights"]] == WEIGHTS[40].tolist()
     assert all(first == second for first, second in found["weights"].values())
@@ -141,23 +142,82 @@ def test_crossfitting_never_judges_users_by_weights_tuned_on_them() -> None:
     rng = np.random.default_rng(0)
     noise = rng.random((50, 1, len(WEIGHTS)))  # nothing to learn
     assert noise.mean(axis=0).max() > 0.55  # what tuning and judging on the same users reports
-    assert crossfit_mixture(noise, [3]).mean() == pytest.approx(0.5, abs=0.1)
+    assert crossfit_ensemble(noise, [3]).mean() == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize(("gain", "picked"), [(0.05, MIXTURE), (0.002, "ease"), (-0.05, "ease")])
+@pytest.mark.parametrize(("gain", "picked"), [(0.05, ENSEMBLE), (0.002, "ease"), (-0.05, "ease")])
 def test_the_rule_wants_a_gain_worth_the_weights(gain: float, picked: str) -> None:
     single = np.full((20, 2, 3), [0.1, 0.15, 0.2])
-    validation = {"ease": single, "item_knn": single - 0.01, MIXTURE: single + gain, "popularity+ease": single + 9}
+    validation = {"ease": single, "item_knn": single - 0.01, ENSEMBLE: single + gain}
     choice = choose(validation, mixed(40, gain=gain), [1, 5], np.array([0.0, 0.5, 1.0]), Bootstrap(20, 1, 200))
     assert choice.cf == picked
     assert choice.curve([1, 5]).min() > 0.75  # whatever form it has, the grid's 1 is the nearest
     assert choice.gain.value == pytest.approx(max(gain, 0.0))  # a worse one is never tuned
 
 
+# ---- what ships
+
+
+def losses_of(content: float, low: float, high: float) -> list[str]:
+    """The alphas that ship where leaving content out costs ``content`` in the sizes from low to high, else nothing."""
+    n, noise = np.array([1, 5, 8, 30, 50]), np.random.default_rng(1).normal(0, 0.01, (200, 5))
+    full = 0.3 + noise
+    without = full - content * ((n >= low) & (n <= high)) + np.random.default_rng(2).normal(0, 0.005, (200, 5))
+    losses = segment_losses("content", without, full, n.tolist(), Bootstrap(200, 1, 500))
+    return list(shipped_curve(AlphaCurve("learned", tuple(n.tolist()), (0.5,) * 5), losses).alphas)
+
+
+def test_content_ships_only_where_leaving_it_out_costs_more_than_the_margin() -> None:
+    assert losses_of(3 * MARGIN, 8, 30) == [1.0, 1.0, 0.5, 0.5, 1.0]
+    assert losses_of(3 * MARGIN, 50, 50) == [1.0, 1.0, 1.0, 1.0, 0.5]
+    assert losses_of(0.5 * MARGIN, 1, 50) == [1.0] * 5  # a loss within the margin earns nothing
+
+
+def test_of_two_parts_that_stand_in_for_each_other_one_ships() -> None:
+    """Item KNN and EASE are equally good in any mix, popularity is worse: it goes, and one of the two."""
+    personal = 1 - WEIGHTS[:, PARTS.index("popularity")]
+    values = np.broadcast_to(0.2 + 0.2 * personal, (60, 3, len(WEIGHTS)))
+    kept, losses = eliminate(values, None, [1, 10, 50], Bootstrap(60, 1, 200))
+    assert len(kept) == 1
+    assert kept[0] != "popularity"
+    assert {loss.step for loss in losses} == {1, 2}
+
+
+def test_a_part_that_whole_histories_need_ships() -> None:
+    personal = 1 - WEIGHTS[:, PARTS.index("popularity")]
+    cut, whole = np.full((60, 3, len(WEIGHTS)), 0.3), np.broadcast_to(0.2 + 0.2 * personal, (60, len(WEIGHTS)))
+    kept, losses = eliminate(cut, whole, [1, 10, 50], Bootstrap(60, 1, 200))
+    assert kept != ("popularity",)
+    assert any(loss.segment == WHOLE for loss in losses)
+
+
+def test_test_users_decide_nothing(
+    world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
+) -> None:
+    """Canary: other ratings of a fold's test users leave all that the fold chose as it was; of validation users not."""
+    data, splits, films, users = world
+    members = fold_users(users, 0)
+
+    def measured(found: AlphaStudy) -> tuple[str, np.ndarray]:
+        surface = found.validation["random", Mixed("content", "ease")][members.validation]
+        own = found.settings.query("fold == 0")[NDCG]
+        return str(found.picks.query("fold == 0").to_dict("records")), np.append(own, surface)
+
+    def with_other_ratings_of(changed: np.ndarray) -> AlphaStudy:
+        frame = data.to_frame()
+        frame["rating"] = frame["rating"].mask(frame["user_id"].isin(data.users[changed]), 6 - frame["rating"])
+        return run((Interactions.from_frame(frame, scale=data.scale, items=data.items), splits, films, users), jobs=1)
+
+    (picks, values), (own_picks, own_values) = measured(with_other_ratings_of(members.test)), measured(study)
+    assert picks == own_picks
+    np.testing.assert_array_equal(values, own_values)
+    assert not np.array_equal(measured(with_other_ratings_of(members.validation))[1], own_values, equal_nan=True)
+
+
 # ---- the protocol
 
 
-def column(study: AlphaStudy, data: Interactions, key: tuple[str, str, str, str], n: int | None) -> pd.Series:
+def column(study: AlphaStudy, data: Interactions, key: Series, n: int | None) -> pd.Series:
     return pd.Series(study.series[key][:, SIZES.index(n or 0)], index=data.users)
 
 
@@ -172,7 +232,7 @@ def test_test_values_equal_ranking_the_blend(
     blend = Blend(ContentModel(films), EASE(reg), CURVES[curve], Popularity()).fit(train)
     for case in profile_size_cases(data, splits, users, fold, order="time", sizes=SIZES):
         expected = rank_and_measure(blend, case).set_index("user_id")[NDCG].dropna()
-        got = column(study, data, ("time", "blend", "ease", curve), case.n).reindex(expected.index)
+        got = column(study, data, Series("time", "blend", "ease", curve), case.n).reindex(expected.index)
         np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
@@ -188,11 +248,11 @@ def test_a_model_alone_is_the_blend_at_one_and_orders_are_averaged(
         has_like = (case.profiles.toarray() >= 4).any(axis=1)
         per_order.append(rank_and_measure(model, case).set_index("user_id")[NDCG][has_like])
     expected = (per_order[0] + per_order[1]).dropna() / 2
-    rows = column(study, data, ("random", "ease", "", ""), 8)
+    rows = column(study, data, Series("random", "ease"), 8)
     np.testing.assert_allclose(rows.reindex(expected.index), expected, atol=1e-12)
 
 
-def test_the_mixture_of_a_fold_is_the_recommender_that_would_be_served(
+def test_the_ensemble_of_a_fold_is_the_recommender_that_would_be_served(
     world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
 ) -> None:
     data, splits, _, users = world
@@ -204,12 +264,12 @@ def test_the_mixture_of_a_fold_is_the_recommender_that_would_be_served(
         "item_knn": SETTINGS["item_knn"][best_setting(own, "item_knn")],
         "ease": SETTINGS["ease"][best_setting(own, "ease", 20)],
     }
-    weights = tune_mixture(study.mixed["time"][members.validation], SIZES)
+    weights = tune_ensemble(study.mixed["time"][members.validation], SIZES)
     model = Mixture({name: type(part)(**vars_of(part)) for name, part in parts.items()}, **weights).fit(train)
     (case,) = profile_size_cases(data, splits, users, 2, order="time", sizes=[8])
     has_like = (case.profiles.toarray() >= 4).any(axis=1)
     expected = rank_and_measure(model, case).set_index("user_id")[NDCG][has_like].dropna()
-    got = column(study, data, ("time", MIXTURE, "", ""), 8).reindex(expected.index)
+    got = column(study, data, Series("time", ENSEMBLE), 8).reindex(expected.index)
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
@@ -232,24 +292,17 @@ def test_settings_and_pairs_come_from_validation(study: AlphaStudy) -> None:
     chosen = study.settings[study.settings["chosen"]].groupby(["fold", "cf"])[NDCG].mean()
     np.testing.assert_allclose(chosen, means.groupby(["fold", "cf"]).max())
     choice = study.choose(Bootstrap(60, 1, 200))
-    assert choice.cf in {*SETTINGS, MIXTURE}
-    assert set(study.settings_of(MIXTURE, SETTINGS)) == {"parts", "sizes", "weights"}
+    assert choice.cf in {*SETTINGS, ENSEMBLE}
+    assert set(study.settings_of(ENSEMBLE, SETTINGS)) == {"parts", "sizes", "weights"}
     for fold, name in zip(study.picks["fold"], study.picks["cf"], strict=True):
-        assert name in {*SETTINGS, MIXTURE}, fold
-
-
-def test_ceiling_and_normalisations_stand_at_the_few_sizes(study: AlphaStudy) -> None:
-    assert study.matrix("blend", "boosting", "ceiling", order=CLOSE).shape[1] == 1  # of 3, 10 and 30 only 3 is tested
-    plain = study.matrix("blend", "ease", "norm=classic", order=CLOSE)
-    assert np.isfinite(plain).sum() > 50
-    assert np.nanmean(study.matrix("blend", "ease", "norm=chosen", order=CLOSE)) > 0
+        assert name in {*SETTINGS, ENSEMBLE}, fold
 
 
 def test_without_text_and_time_stamps_content_and_the_time_order_leave(
     world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], study: AlphaStudy
 ) -> None:
     bare = run(world, jobs=1, has_text=False, has_time=False)
-    assert {key[0] for key in bare.series} == {"random", CLOSE}
+    assert {key[0] for key in bare.series} == {"random"}
     assert not any(key[1] == "content" or "classic" in key[3] for key in bare.series)
     np.testing.assert_array_equal(bare.matrix("blend", "ease", "learned"), study.matrix("ease"))
     assert bare.choose(Bootstrap(60, 1, 200)).curve([1, 50]).tolist() == [1, 1]
@@ -293,7 +346,7 @@ def test_warm_rows_name_what_they_blend(
     found = rank_warm(
         data, splits["last20"].to_numpy(), splits["position_time"].to_numpy(), content=ContentModel(films),
         popularity=Popularity(), settings=SETTINGS, alpha_step=0.5,
-    )  # fmt: skip
+    ).table  # fmt: skip
     assert {("svd", "classic"), ("knn", "classic")} < set(zip(found["cf"], found["curve"], strict=True))
     assert set(found["curve"]) == {"classic", "learned", "alone"}
     outer = warm_split(data, splits["last20"].to_numpy())
