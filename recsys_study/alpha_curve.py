@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -43,6 +44,7 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.content import ContentModel
+from recsys_utils.models.rankers import Popularity
 from recsys_utils.ranking import blend
 from recsys_utils.ranking.blend import CURVES, AlphaCurve, Mixture
 
@@ -162,21 +164,38 @@ def surfaces(
 class Conditions:
     """What all folds share.
 
-    settings : unfitted candidates per collaborative model, the classic one first for svd and knn
-    alphas : grid of weights; 1 alone where there is no text
-    orders : kind of order -> columns of the splits, averaged per user
+    splits, users : see ``protocols``
+    settings : unfitted candidates per collaborative model, the classic one first for svd and knn; a fold takes the one
+        best on its validation users
+    sizes : profile sizes; at 0 all get popularity
+    alpha_step : grid of weights from 0 to 1
+    has_time, has_text : False leaves out the time order; content, so that every weight is 1
     """
 
     data: Interactions
     splits: pd.DataFrame
     users: pd.DataFrame
-    popularity: Recommender
     settings: Settings
     sizes: Sequence[int]
-    alphas: Floats
-    grid: Floats
-    orders: Mapping[str, Sequence[str]]
+    alpha_step: float
     seed: int
+    has_time: bool = True
+    has_text: bool = True
+
+    @cached_property
+    def grid(self) -> Floats:
+        return alpha_grid(self.alpha_step)
+
+    @cached_property
+    def alphas(self) -> Floats:
+        """The weights of content + cf that are tried."""
+        return self.grid if self.has_text else self.grid[-1:]
+
+    @cached_property
+    def orders(self) -> dict[str, list[str]]:
+        """Kind of order -> the orders of the splits, averaged per user."""
+        names = [str(c).removeprefix("position_") for c in self.splits if str(c).startswith("position_random_")]
+        return {"random": names} | ({"time": ["time"]} if self.has_time else {})
 
 
 @dataclass
@@ -266,44 +285,30 @@ class AlphaStudy:
         return pd.concat(parts, ignore_index=True)
 
 
-def study_alpha(
-    data: Interactions, splits: pd.DataFrame, users: pd.DataFrame, *, content: Mapping[int, ContentModel],
-    settings: Settings, sizes: Sequence[int], alpha_step: float, seed: int, has_time: bool = True,
-    has_text: bool = True, popularity: Recommender, jobs: int = 1,
-) -> AlphaStudy:  # fmt: skip
+def study_alpha(shared: Conditions, content: Mapping[int, ContentModel], jobs: int = 1) -> AlphaStudy:
     """Run the profile-size protocol for every collaborative model, curve and baseline, one task per user fold.
 
     Random orders are averaged per user; curves and weights are tuned for each kind of order (random, time) by itself.
 
     Parameters
     ----------
-    splits, users : see ``protocols``
     content : per user fold, so that its fields can be chosen without the fold's users
-    settings : as in :class:`Conditions`; a fold takes the one best on its validation users
-    sizes : profile sizes; at 0 all get popularity
-    alpha_step : grid of weights from 0 to 1
-    has_time, has_text : False leaves out the time order; content, so that every weight is 1
     """
-    grid = alpha_grid(alpha_step)
-    alphas = grid if has_text else grid[-1:]
-    randoms = [str(c).removeprefix("position_") for c in splits if str(c).startswith("position_random_")]
-    orders = {"random": randoms} | ({"time": ["time"]} if has_time else {})
-    shared = Conditions(data, splits, users, popularity, settings, sizes, alphas, grid, orders, seed)
-    folds = sorted(users["fold"].unique())
+    folds = sorted(shared.users["fold"].unique())
     found = Parallel(n_jobs=jobs)(delayed(_study_fold)(shared, fold, content[fold]) for fold in folds)
 
     def gather(name: str, part: Part) -> dict[Any, Floats]:
         whole: dict[Any, Floats] = {}
         for result in found:
             for key, values in getattr(result, name).items():
-                full = whole.setdefault(key, np.full((len(data.users), *values.shape[1:]), np.nan))
+                full = whole.setdefault(key, np.full((len(shared.data.users), *values.shape[1:]), np.nan))
                 full[result.members[part]] = values
         return whole
 
     return AlphaStudy(
-        sizes, alphas, gather("series", "test"), gather("test", "test"), gather("validation", "validation"),
-        gather("mixed", "validation"), pd.concat([result.settings for result in found], ignore_index=True),
-        pd.DataFrame([r.pick for r in found]),
+        shared.sizes, shared.alphas, gather("series", "test"), gather("test", "test"),
+        gather("validation", "validation"), gather("mixed", "validation"),
+        pd.concat([result.settings for result in found], ignore_index=True), pd.DataFrame([r.pick for r in found]),
     )  # fmt: skip
 
 
@@ -316,7 +321,7 @@ class _Bench:
         self.members: dict[Part, Positions] = {"validation": users_of.validation, "test": users_of.test}
         self.tie_order = protocols.tie_order(shared.data.items)
         self.models: dict[Model, Recommender] = {
-            Model("content"): deepcopy(content), Model("popularity"): deepcopy(shared.popularity)
+            Model("content"): deepcopy(content), Model("popularity"): Popularity()
         }  # fmt: skip
         for cf, tried in shared.settings.items():
             self.models |= {Model(cf, c): deepcopy(model) for c, model in enumerate(tried)}

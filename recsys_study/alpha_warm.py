@@ -49,6 +49,7 @@ from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.protocols import Mask, rank_and_measure
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.content import ContentModel, GenreRidge
+from recsys_utils.models.rankers import Popularity
 from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
 from recsys_utils.ranking.recommend import blend_from
 
@@ -63,7 +64,7 @@ class Warm(NamedTuple):
 
 
 def rank_warm(
-    data: Interactions, test: Mask, position: Positions, *, content: ContentModel, popularity: Recommender,
+    data: Interactions, test: Mask, position: Positions, *, content: ContentModel,
     settings: Settings, alpha_step: float, relevance: Literal["liked", "any"] = "liked",
 ) -> Warm:  # fmt: skip
     """The classic hybrids, a blend tuned on an inner split of the training part, and EASE alone, for whole histories.
@@ -79,7 +80,7 @@ def rank_warm(
     inner, outer = protocols.tuning_and_test(data, test, position)
     protocols.check_tuning(inner, outer)
     wanted = inner.relevant if relevance == "liked" else inner.relevant_any
-    tuning, final = _tuned_settings(inner, content, popularity, settings, relevance)
+    tuning, final = _tuned_settings(inner, content, settings, relevance)
 
     def measure(signals: Mapping[Name, Signal]) -> dict[Name, Floats]:
         order = protocols.tie_order(data.items)
@@ -90,7 +91,7 @@ def rank_warm(
     sizes, path, _ = tune_ranges(mixed, n)
     weights = {part: WEIGHTS[path, p].tolist() for p, part in enumerate(PARTS)}
     tuning[Model(ENSEMBLE)] = Mixture({part: tuning[Model(part)] for part in PARTS}, sizes, weights)
-    final[ENSEMBLE] = Mixture({p: final.get(p, deepcopy(popularity)) for p in PARTS}, sizes, weights)
+    final[ENSEMBLE] = Mixture({p: final.get(p, Popularity()) for p in PARTS}, sizes, weights)
     learned, reached = {}, {ENSEMBLE: -SIMPLER}
     found = measure({name: pair("content", name, alphas) for name in (*PARTS[1:], ENSEMBLE)})
     for cf, values in found.items():
@@ -100,7 +101,7 @@ def rank_warm(
     best = max(reached, key=lambda cf: reached[cf])
     tables = []
     for cf, curve in [*((name, CURVES["classic"]) for name in CLASSIC), (best, learned[best])]:
-        hybrid = Blend(deepcopy(content), final[cf], curve, deepcopy(popularity)).fit(outer.train)
+        hybrid = Blend(deepcopy(content), final[cf], curve, Popularity()).fit(outer.train)
         tables.append(rank_and_measure(hybrid, outer, relevance=relevance).assign(cf=cf, curve=curve.name))
     ease = rank_and_measure(final["ease"].fit(outer.train), outer, relevance=relevance)
     tables.append(ease.assign(cf="ease", curve="alone"))
@@ -111,11 +112,11 @@ def rank_warm(
 
 
 def _tuned_settings(
-    inner: protocols.Case, content: ContentModel, popularity: Recommender, settings: Settings, relevance: Any
+    inner: protocols.Case, content: ContentModel, settings: Settings, relevance: Any
 ) -> tuple[dict[Model, Recommender], dict[str, Recommender]]:
     """The models fitted on the inner split with their best settings, and unfitted ones with these settings."""
     tuning: dict[Model, Recommender] = {
-        Model("content"): deepcopy(content).fit(inner.train), Model("popularity"): deepcopy(popularity).fit(inner.train)
+        Model("content"): deepcopy(content).fit(inner.train), Model("popularity"): Popularity().fit(inner.train)
     }  # fmt: skip
     final: dict[str, Recommender] = {name: deepcopy(settings[name][0]) for name in CLASSIC}
     for name in PARTS[1:]:

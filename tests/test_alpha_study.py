@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from recsys_study.alpha_curve import AlphaStudy, Mixed, Model, Series, best_setting, pair, study_alpha, surfaces
+from recsys_study.alpha_curve import (
+    AlphaStudy,
+    Conditions,
+    Mixed,
+    Model,
+    Series,
+    best_setting,
+    pair,
+    study_alpha,
+    surfaces,
+)
 from recsys_study.alpha_warm import rank_warm
 from recsys_study.weights import (
     ENSEMBLE,
@@ -73,10 +83,7 @@ SETTINGS = {
 def run(world: tuple[Interactions, pd.DataFrame, pd.DataFrame, pd.DataFrame], jobs: int, **more: bool) -> AlphaStudy:
     data, splits, films, users = world
     content = dict.fromkeys(users["fold"], ContentModel(films))
-    return study_alpha(
-        data, splits, users, content=content, popularity=Popularity(), settings=SETTINGS, sizes=SIZES, alpha_step=0.25,
-        seed=3, jobs=jobs, **more,
-    )  # fmt: skip
+    return study_alpha(Conditions(data, splits, users, SETTINGS, SIZES, 0.25, 3, **more), content, jobs)
 
 
 def test_learned_takes_the_best_weight_at_each_size_and_isotonic_never_falls() -> None:
@@ -345,7 +352,7 @@ def test_warm_rows_name_what_they_blend(
     data, splits, films, _ = world
     found = rank_warm(
         data, splits["last20"].to_numpy(), splits["position_time"].to_numpy(), content=ContentModel(films),
-        popularity=Popularity(), settings=SETTINGS, alpha_step=0.5,
+        settings=SETTINGS, alpha_step=0.5,
     ).table  # fmt: skip
     assert {("svd", "classic"), ("knn", "classic")} < set(zip(found["cf"], found["curve"], strict=True))
     assert set(found["curve"]) == {"classic", "learned", "alone"}
