@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_study.grid_search import parameters
+from recsys_study.ndcg_surface import ndcg_surface
 from recsys_study.weights import (
     ENSEMBLE,
     FROM_SIZE,
@@ -45,8 +46,15 @@ from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import Popularity
-from recsys_utils.ranking import blend
-from recsys_utils.ranking.blend import CURVES, AlphaCurve, Mixture
+from recsys_utils.ranking.hybrid import (
+    CURVES,
+    AlphaCurve,
+    WeightedEnsemble,
+    candidates,
+    liked_counts,
+    normalise,
+    weighted,
+)
 
 Settings = Mapping[str, Sequence[Recommender]]  # collaborative model -> unfitted candidates
 Part = Literal["validation", "test"]
@@ -117,21 +125,21 @@ class Arrays(dict[Model, Scores]):
     """
 
     def __init__(self, models: Mapping[Model, Recommender], profiles: csr_matrix) -> None:
-        self.models, self.profiles, self.mask = models, profiles, blend.candidates(profiles)
+        self.models, self.profiles, self.mask = models, profiles, candidates(profiles)
 
     def __missing__(self, key: Model) -> Scores:
         model = self.models[key]
         first = next(name for name, other in self.models.items() if other is model)  # several names, scored once
         if first != key:
             self[key] = self[first]
-        elif isinstance(model, Mixture):
+        elif isinstance(model, WeightedEnsemble):
             names = {id(other): name for name, other in reversed(list(self.models.items()))}
             parts = [self[names[id(part)]] for part in model.parts.values()]
-            self[key] = blend.weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
+            self[key] = weighted(parts, model.weights_at(np.diff(self.profiles.indptr)))
         elif key.name == "content":
             self[key] = model.scores(self.profiles)
         else:
-            self[key] = blend.normalise(model.scores(self.profiles), self.mask)
+            self[key] = normalise(model.scores(self.profiles), self.mask)
         return self[key]
 
 
@@ -147,10 +155,10 @@ def surfaces(
     for block in protocols.user_blocks(profiles.shape, cells=BLOCK_SCORES):
         rows, wanted = profiles[block], relevant[block]
         arrays = Arrays(models, rows)
-        popular = blend.ndcg_surface([arrays[Model("popularity")]], rows, wanted, np.ones((1, 1)), order=order)
-        fallback = blend.liked_counts(rows, liked)[:, None] == 0
+        popular = ndcg_surface([arrays[Model("popularity")]], rows, wanted, np.ones((1, 1)), order=order)
+        fallback = liked_counts(rows, liked)[:, None] == 0
         found = {
-            name: blend.ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n), order=order)
+            name: ndcg_surface([arrays[p] for p in parts], rows, wanted, weights(n), order=order)
             for name, (parts, weights) in signals.items()
         }
         blocks.append({name: np.where(fallback, popular, values) for name, values in found.items()})
@@ -332,7 +340,7 @@ class _Bench:
     def ensemble(self, name: str, parts: Mapping[str, Model], tuned: Mapping[str, Any]) -> None:
         """Enter a weighted ensemble of fitted models under a name."""
         models = {part: self.models[key] for part, key in parts.items()}
-        self.models[Model(name)] = Mixture(models, tuned["sizes"], tuned["weights"])
+        self.models[Model(name)] = WeightedEnsemble(models, tuned["sizes"], tuned["weights"])
 
     def measure(self, part: Part, orders: Sequence[str], signals: Mapping[Name, Signal]) -> dict[Name, Floats]:
         """(users of the part, S, W) per signal: means over the orders, whose users agree."""

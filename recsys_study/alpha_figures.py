@@ -22,7 +22,7 @@ from recsys_study.weights import (
     tune_curves,
 )
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference, verdict
-from recsys_utils.ranking.blend import CURVES
+from recsys_utils.ranking.hybrid import CURVES
 
 ALL = 10**9  # no largest size
 NEAR = 0.003  # ndcg@10 within which a weight is as good as the best

@@ -50,8 +50,8 @@ from recsys_utils.evaluation.protocols import Mask, rank_and_measure
 from recsys_utils.evaluation.significance import Bootstrap, metric_rows
 from recsys_utils.models.content import ContentModel, GenreRidge
 from recsys_utils.models.rankers import Popularity
-from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
-from recsys_utils.ranking.recommend import blend_from
+from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, Hybrid, WeightedEnsemble
+from recsys_utils.ranking.recommend import hybrid_from
 
 
 class Warm(NamedTuple):
@@ -90,8 +90,8 @@ def rank_warm(
     mixed = measure({"mixed": Signal(tuple(map(Model, PARTS)), lambda n: WEIGHTS)})["mixed"]
     sizes, path, _ = tune_ranges(mixed, n)
     weights = {part: WEIGHTS[path, p].tolist() for p, part in enumerate(PARTS)}
-    tuning[Model(ENSEMBLE)] = Mixture({part: tuning[Model(part)] for part in PARTS}, sizes, weights)
-    final[ENSEMBLE] = Mixture({p: final.get(p, Popularity()) for p in PARTS}, sizes, weights)
+    tuning[Model(ENSEMBLE)] = WeightedEnsemble({part: tuning[Model(part)] for part in PARTS}, sizes, weights)
+    final[ENSEMBLE] = WeightedEnsemble({p: final.get(p, Popularity()) for p in PARTS}, sizes, weights)
     learned, reached = {}, {ENSEMBLE: -SIMPLER}
     found = measure({name: pair("content", name, alphas) for name in (*PARTS[1:], ENSEMBLE)})
     for cf, values in found.items():
@@ -101,7 +101,7 @@ def rank_warm(
     best = max(reached, key=lambda cf: reached[cf])
     tables = []
     for cf, curve in [*((name, CURVES["classic"]) for name in CLASSIC), (best, learned[best])]:
-        hybrid = Blend(deepcopy(content), final[cf], curve, Popularity()).fit(outer.train)
+        hybrid = Hybrid(deepcopy(content), final[cf], curve, Popularity()).fit(outer.train)
         tables.append(rank_and_measure(hybrid, outer, relevance=relevance).assign(cf=cf, curve=curve.name))
     ease = rank_and_measure(final["ease"].fit(outer.train), outer, relevance=relevance)
     tables.append(ease.assign(cf="ease", curve="alone"))
@@ -153,7 +153,7 @@ def over_ease(warm: pd.DataFrame, users: NDArray[np.object_], boot: Bootstrap) -
 
 
 def as_json(study: AlphaStudy, choice: Choice, settings: Settings, text: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen model and curve as ``blend_from`` reads them, with the text fields of ``text``."""
+    """The chosen model and curve as ``hybrid_from`` reads them, with the text fields of ``text``."""
     content = {key: text[key] for key in ("fields", "cast", "max_features")}
     own = study.settings_of(choice.cf, settings)
     return {"cf": choice.cf, "settings": own, "curve": choice.curve.to_json(), "content": content}
@@ -171,7 +171,7 @@ def cold_items(
     for fold in sorted(folds["fold"].unique()) if chosen["content"]["fields"] else ():
         case = protocols.cold_item_case(data, folds, fold)
         fields = chosen["content"] | {"fields": text["by_item_fold"][str(fold)]}
-        hybrid = blend_from({**chosen, "content": fields}, items, has_billing_order).fit(case.train)
+        hybrid = hybrid_from({**chosen, "content": fields}, items, has_billing_order).fit(case.train)
         models: dict[str, Recommender] = {"hybrid": hybrid, "content": hybrid.content, "cf": hybrid.cf}
         if items["genres"].map(len).any():
             models["genre-ridge"] = GenreRidge(items).fit(case.train)

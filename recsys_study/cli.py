@@ -129,7 +129,7 @@ def recommend(
 
     folder = bundle or newest_bundle()
     opened = Bundle.open(folder)
-    items = opened.ladder.items
+    items = opened.recommender.items
     bounds, _, how = ("", "", scale) if scale == "quantile" else scale.partition(",")
     own = read(
         ratings, items, opened.scale, source_scale=parse_scale(bounds) if bounds else None, review=review,
@@ -140,7 +140,7 @@ def recommend(
         shown = {"rank": "Rank", "title": "Title", "predicted": "Predicted", "imdb_rating": "IMDb", "year": "Year",
                  "genres": "Genres", "director": "Director"}  # fmt: skip
     else:
-        films, said = opened.ladder.recommend(own.profile(items["item_id"].tolist()), [ME], n, explain=explain), ""
+        films, said = opened.recommender.recommend(own.profile(items["item_id"].tolist()), [ME], n, explain=explain), ""
         shown = {c: c for c in ("rank", "title", "score", "reason")}
     shown |= {"contributions": "Contributions" if model == "neighbours" else "contributions"} if explain else {}
     print(textwrap.fill(f"{own.report} {said} Bundle: {os.path.relpath(folder)}.", 100), file=sys.stderr)
@@ -164,7 +164,7 @@ def elicit(
 
     opened = Bundle.open(bundle or newest_bundle())
     asked = opened.manifest["about"].get("questions", [])
-    questions = opened.ladder.items.set_index("item_id").loc[asked].reset_index()
+    questions = opened.recommender.items.set_index("item_id").loc[asked].reset_index()
 
     def ask(question: str) -> str:
         try:

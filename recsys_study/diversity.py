@@ -23,7 +23,7 @@ from recsys_utils.base import Recommender
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import Case, check_tuning, measure, rank_and_measure, user_blocks
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, jackknife, metric_rows
-from recsys_utils.ranking.blend import AlphaCurve, Blend
+from recsys_utils.ranking.hybrid import AlphaCurve, Hybrid
 from recsys_utils.ranking.rerank import (
     CLASSIC,
     EXPOSURE,
@@ -43,7 +43,7 @@ OUTSIDE = "outside_top3@10"
 PLAIN = ("none", 0.0)
 Floats = NDArray[np.float64]
 Setting = tuple[str, float]  # strategy, ratio or lambda
-Choice = Mapping[str, Any]  # a blend's settings, see ``recommend.blend_from``
+Choice = Mapping[str, Any]  # a blend's settings, see ``recommend.hybrid_from``
 DIVERSITY = {  # metric: axis label, whether less is better
     "ild@10": ("genre distance within a list", False), "coverage@10": ("catalogue coverage", False),
     "gini@10": ("Gini index of exposure", True), "novelty@10": ("novelty, bits", False),
@@ -376,7 +376,7 @@ class Trial(NamedTuple):
 
 
 def tune_base(
-    choice: Choice, settings: Sequence[Choice], alphas: Sequence[float], case: Case, build: Callable[[Choice], Blend]
+    choice: Choice, settings: Sequence[Choice], alphas: Sequence[float], case: Case, build: Callable[[Choice], Hybrid]
 ) -> list[tuple[float, dict[str, Any]]]:
     """The blend that ranks best on ``case``: the given one or its content with EASE; then its weights or constant ones.
 
@@ -392,7 +392,7 @@ def tune_base(
     """
     tried: list[tuple[float, dict[str, Any]]] = []
 
-    def judge(blend: Blend, option: dict[str, Any]) -> bool:
+    def judge(blend: Hybrid, option: dict[str, Any]) -> bool:
         tried.append((float(rank_and_measure(blend, case)[NDCG].mean()), option))
         return tried[-1][0] == max(value for value, _ in tried)
 
@@ -407,7 +407,7 @@ def tune_base(
 
 def run_trial(
     choice: Choice, inner: Case, outer: Case, *, base_settings: Sequence[Choice], base_alphas: Sequence[float],
-    build: Callable[[Choice], Blend], seed: int, **common: Any,
+    build: Callable[[Choice], Hybrid], seed: int, **common: Any,
 ) -> Trial:  # fmt: skip
     """Choose a base on ``inner`` (:func:`tune_base`) and measure all settings there and on ``outer``.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +17,27 @@ from numpy.typing import NDArray
 
 from recsys_utils.evaluation.protocols import VALIDATION_PARTS
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, verdict
-from recsys_utils.ranking import blend
-from recsys_utils.ranking.blend import CURVES, AlphaCurve
+from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, linear, sigmoid
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int_]
+
+
+def simplex(parts: int, step: float) -> Floats:
+    """(W, parts) all weights that are multiples of ``step`` and add up to 1, in lexical order.
+
+    >>> simplex(2, 0.5).tolist()
+    [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+    """
+    steps = round(1 / step)
+    return np.array([w for w in product(range(steps + 1), repeat=parts) if sum(w) == steps]) / steps
+
 
 NDCG = "ndcg@10"
 FROM_SIZE, TO_SIZE = 1, 30  # contrasts average over these sizes; choices over all from 1 on, for they serve everyone
 PARTS = ("popularity", "item_knn", "ease")
 ENSEMBLE = "mixture"  # as metrics.csv calls the weighted ensemble of popularity, item KNN and EASE
-WEIGHTS = blend.simplex(len(PARTS), 0.1)
+WEIGHTS = simplex(len(PARTS), 0.1)
 SMOOTH = 0.01 * np.abs(WEIGHTS[:, None] - WEIGHTS).sum(axis=2)  # ndcg that a change of all the weight must gain
 SIMPLER = 0.003  # ndcg by which an ensemble must beat a single model to be worth its weights
 SEGMENTS = {"n=1-5": (1, 5), "n=8-30": (8, 30), "n>=50": (50, 10**9)}  # declared; whole histories and cold items apart
@@ -55,6 +65,47 @@ def surface_of(values: Floats, sizes: Sequence[int]) -> tuple[Floats, Positions]
 # ---- curves
 
 
+def tunable_curves() -> dict[str, list[AlphaCurve]]:
+    """The declared candidates of the curves that validation users tune."""
+    ends = [(low, high) for low, high in product((0.0, 0.3, 0.6, 0.9), (0.7, 0.85, 1.0)) if low < high]
+    return {
+        "linear": [linear(*end, full) for end, full in product(ends, (10, 20, 50))],
+        "sigmoid": [sigmoid(*end, middle, width) for end, middle, width in product(ends, (5, 10, 20), (1.5, 4.0))],
+    }
+
+
+def best_path(surface: Floats, cost: Floats) -> NDArray[np.int_]:
+    """The column to take in each row: the highest sum of ``surface`` less what changing columns costs.
+
+    Solved exactly by dynamic programming (Viterbi); ties go to the lower column. A cost of 0 takes every row's best,
+    an infinite cost of going down the best path that never falls (isotonic), a cost per distance a smooth one.
+
+    Parameters
+    ----------
+    surface : (S, A), a row a profile size in increasing order
+    cost : (A, A), of going from one column to another in the next row
+
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), np.zeros((2, 2))).tolist()
+    [0, 1, 0]
+    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), never_down(2)).tolist()
+    [0, 1, 1]
+    """
+    value, origins = surface[0], []
+    for row in surface[1:]:
+        reached = value[:, None] - cost
+        origins.append(reached.argmax(axis=0))
+        value = row + reached.max(axis=0)
+    path = [int(value.argmax())]
+    for origin in reversed(origins):
+        path.append(int(origin[path[-1]]))
+    return np.array(path[::-1])
+
+
+def never_down(size: int) -> Floats:
+    """(A, A) costs that forbid a lower column in the next row."""
+    return np.where(np.tri(size, k=-1, dtype=bool), np.inf, 0.0)
+
+
 def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, AlphaCurve]:
     """The fixed curves as they are and four fitted ones: linear, sigmoid, isotonic and ``learned``.
 
@@ -72,9 +123,9 @@ def tune_curves(surface: Floats, sizes: Positions, alphas: Floats) -> dict[str, 
     if len(alphas) == 1:
         return {"learned": learned}
     tuned = dict(CURVES)
-    for name, declared in blend.tunable_curves().items():
+    for name, declared in tunable_curves().items():
         tuned[name] = max(declared, key=lambda curve: curve_value(curve, surface, sizes, alphas))
-    rising = alphas[blend.best_path(surface, blend.never_down(len(alphas)))]
+    rising = alphas[best_path(surface, never_down(len(alphas)))]
     tuned["isotonic"] = AlphaCurve("isotonic", tuple(sizes.tolist()), tuple(rising.tolist()))
     return tuned | {"learned": learned}
 
@@ -131,7 +182,7 @@ def tune_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = P
     """
     columns = columns_of(parts)
     surface, known = surface_of(values[:, :, columns], sizes)
-    path = WEIGHTS[columns][blend.best_path(surface, SMOOTH[np.ix_(columns, columns)])]
+    path = WEIGHTS[columns][best_path(surface, SMOOTH[np.ix_(columns, columns)])]
     return {"sizes": known.tolist(), "weights": {part: path[:, PARTS.index(part)].tolist() for part in parts}}
 
 
@@ -146,7 +197,7 @@ def crossfit(values: Floats, sizes: Sequence[int], cost: Floats) -> Floats:
     part = np.arange(len(values)) % VALIDATION_PARTS
     for p in range(VALIDATION_PARTS):
         surface, known = surface_of(values[part != p], sizes)
-        at, path = np.isin(sizes, known), blend.best_path(surface, cost)
+        at, path = np.isin(sizes, known), best_path(surface, cost)
         fitted[np.ix_(part == p, at)] = values[part == p][:, at][:, np.arange(len(known)), path]
     return fitted
 

@@ -44,15 +44,42 @@ if TYPE_CHECKING:
     from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
     from recsys_utils.models.surprise_models import KNN, SVD
     from recsys_utils.models.variational_mf import VariationalMF
-    from recsys_utils.ranking.blend import AlphaCurve, Blend
     from recsys_utils.ranking.bundle import Bundle
+    from recsys_utils.ranking.hybrid import AlphaCurve, Hybrid
     from recsys_utils.ranking.rerank import rerank
 
 __all__ = [
-    "EASE", "KNN", "MARGIN", "SVD", "AlphaCurve", "Blend", "Bootstrap", "Bundle", "ContentModel", "InputError",
-    "Interactions", "ItemKNN", "Neighbours", "Popularity", "Scale", "VariationalMF", "cold_item_case", "coverage",
-    "generate", "gini", "list_metrics", "mae", "make_splits", "profile_size_cases", "rank_and_measure", "rank_lists",
-    "ranking_metrics", "rerank", "rmse", "verdict", "warm_split",
+    "EASE",
+    "KNN",
+    "MARGIN",
+    "SVD",
+    "AlphaCurve",
+    "Bootstrap",
+    "Bundle",
+    "ContentModel",
+    "Hybrid",
+    "InputError",
+    "Interactions",
+    "ItemKNN",
+    "Neighbours",
+    "Popularity",
+    "Scale",
+    "VariationalMF",
+    "cold_item_case",
+    "coverage",
+    "generate",
+    "gini",
+    "list_metrics",
+    "mae",
+    "make_splits",
+    "profile_size_cases",
+    "rank_and_measure",
+    "rank_lists",
+    "ranking_metrics",
+    "rerank",
+    "rmse",
+    "verdict",
+    "warm_split",
 ]  # fmt: skip
 
 _HOMES = {
@@ -67,7 +94,7 @@ _HOMES = {
     "models.rankers": "EASE ItemKNN Popularity",
     "models.surprise_models": "KNN SVD",
     "models.variational_mf": "VariationalMF",
-    "ranking.blend": "AlphaCurve Blend",
+    "ranking.hybrid": "AlphaCurve Hybrid",
     "ranking.bundle": "Bundle",
     "ranking.rerank": "rerank",
 }

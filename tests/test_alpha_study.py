@@ -44,7 +44,7 @@ from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.models.surprise_models import KNN, SVD
-from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend, Mixture
+from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, Hybrid, WeightedEnsemble
 
 SIZES = [0, 2, 3, 8]
 
@@ -236,7 +236,7 @@ def test_test_values_equal_ranking_the_blend(
     fold = 0
     train = data.of_users(fold_users(users, fold).fit)
     reg = SETTINGS["ease"][int(study.settings.query("fold == 0 and cf == 'ease' and chosen")["candidate"].iloc[0])].reg
-    blend = Blend(ContentModel(films), EASE(reg), CURVES[curve], Popularity()).fit(train)
+    blend = Hybrid(ContentModel(films), EASE(reg), CURVES[curve], Popularity()).fit(train)
     for case in profile_size_cases(data, splits, users, fold, order="time", sizes=SIZES):
         expected = rank_and_measure(blend, case).set_index("user_id")[NDCG].dropna()
         got = column(study, data, Series("time", "blend", "ease", curve), case.n).reindex(expected.index)
@@ -272,7 +272,7 @@ def test_the_ensemble_of_a_fold_is_the_recommender_that_would_be_served(
         "ease": SETTINGS["ease"][best_setting(own, "ease", 20)],
     }
     weights = tune_ensemble(study.mixed["time"][members.validation], SIZES)
-    model = Mixture({name: type(part)(**vars_of(part)) for name, part in parts.items()}, **weights).fit(train)
+    model = WeightedEnsemble({name: type(part)(**vars_of(part)) for name, part in parts.items()}, **weights).fit(train)
     (case,) = profile_size_cases(data, splits, users, 2, order="time", sizes=[8])
     has_like = (case.profiles.toarray() >= 4).any(axis=1)
     expected = rank_and_measure(model, case).set_index("user_id")[NDCG][has_like].dropna()

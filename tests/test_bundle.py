@@ -16,9 +16,9 @@ from recsys_utils.models.content import ContentModel
 from recsys_utils.models.neighbours import Neighbours
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.models.surprise_models import KNN, SVD
-from recsys_utils.ranking.blend import CURVES, Blend, Mixture
 from recsys_utils.ranking.bundle import MANIFEST, Bundle, _npz, write_bundle
-from recsys_utils.ranking.recommend import Ladder
+from recsys_utils.ranking.hybrid import CURVES, Hybrid, WeightedEnsemble
+from recsys_utils.ranking.recommend import HybridRecommender
 
 SCALE = Scale(0.5, 5, liked_override=4)
 ABOUT = {"dataset": "toy", "licence": "Made up; do as you please."}
@@ -34,7 +34,7 @@ def train() -> Interactions:
     return Interactions.from_frame(frame, scale=SCALE, items=ids)
 
 
-def make(train: Interactions, cf: Recommender) -> Ladder:
+def make(train: Interactions, cf: Recommender) -> HybridRecommender:
     n = len(train.items)
     items = pd.DataFrame(
         {
@@ -44,8 +44,8 @@ def make(train: Interactions, cf: Recommender) -> Ladder:
             "tmdb_id": None, "imdb_id": [f"tt{i}" for i in range(n)],
         }
     )  # fmt: skip
-    blend = Blend(ContentModel(items), cf, CURVES["classic"], Popularity()).fit(train)
-    return Ladder(blend, items, "genre-repaired", 0.2, seed=11)
+    blend = Hybrid(ContentModel(items), cf, CURVES["classic"], Popularity()).fit(train)
+    return HybridRecommender(blend, items, "genre-repaired", 0.2, seed=11)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def rehash(folder: Path, name: str, data: bytes) -> None:
         SVD(n_factors=3, n_epochs=2),
         KNN(user_based=True),
         KNN(user_based=False),
-        Mixture(
+        WeightedEnsemble(
             {"popularity": Popularity(), "ease": EASE(reg=5.0)}, [1, 9], {"popularity": [1, 0.1], "ease": [0, 0.9]}
         ),
     ],
@@ -80,13 +80,17 @@ def test_round_trip_bit_for_bit(train: Interactions, tmp_path: Path, cf: Recomme
     before = make(train, cf)
     write_bundle(tmp_path / "bundle", before, SCALE, ABOUT)
     bundle = Bundle.open(tmp_path / "bundle")
-    assert np.array_equal(bundle.ladder.blend.scores(train.user_item), before.blend.scores(train.user_item))
+    assert np.array_equal(bundle.recommender.hybrid.scores(train.user_item), before.hybrid.scores(train.user_item))
     users = list(train.users)
     pd.testing.assert_frame_equal(
-        bundle.ladder.recommend(train.user_item, users, n=6), before.recommend(train.user_item, users, n=6)
+        bundle.recommender.recommend(train.user_item, users, n=6), before.recommend(train.user_item, users, n=6)
     )
     assert (bundle.scale, bundle.manifest["about"]) == (SCALE, ABOUT)
-    assert (bundle.ladder.exploration, bundle.ladder.ratio, bundle.ladder.seed) == ("genre-repaired", 0.2, 11)
+    assert (bundle.recommender.exploration, bundle.recommender.ratio, bundle.recommender.seed) == (
+        "genre-repaired",
+        0.2,
+        11,
+    )
 
 
 def test_equal_models_give_equal_bytes_and_a_bundle_is_replaced_whole(train: Interactions, tmp_path: Path) -> None:
@@ -167,12 +171,12 @@ def test_no_bundle_there(tmp_path: Path) -> None:
 
 def test_neighbours_come_along_and_are_checked(train: Interactions, tmp_path: Path, folder: Path) -> None:
     model = Neighbours(k=5, min_overlap=3, min_votes=1).fit(train)
-    ladder = make(train, EASE(reg=5.0))
-    ladder.items["directors"] = [["X Y"]] * len(ladder.items)
-    manifest = write_bundle(tmp_path / "with", ladder, SCALE, ABOUT, model)
+    recommender = make(train, EASE(reg=5.0))
+    recommender.items["directors"] = [["X Y"]] * len(recommender.items)
+    manifest = write_bundle(tmp_path / "with", recommender, SCALE, ABOUT, model)
     bundle = Bundle.open(tmp_path / "with")
     assert np.array_equal(bundle.neighbours().scores(train.user_item), model.scores(train.user_item))
-    assert bundle.ladder.items["directors"].map(list).tolist() == [["X Y"]] * len(ladder.items)
+    assert bundle.recommender.items["directors"].map(list).tolist() == [["X Y"]] * len(recommender.items)
     assert "neighbours/rows.npy" in manifest["files"]
     changed = tmp_path / "with" / "neighbours" / "rows.npy"
     changed.write_bytes(changed.read_bytes()[:-1] + b"x")

@@ -49,7 +49,7 @@ from recsys_utils.evaluation.protocols import (
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, Popularity
-from recsys_utils.ranking.blend import CURVES, AlphaCurve, Blend
+from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, Hybrid
 from recsys_utils.ranking.rerank import ItemFacts
 
 N_USERS, N_ITEMS, K = 12, 40, 10
@@ -267,8 +267,10 @@ def taste() -> Interactions:
 CHOICE = {"cf": "ease", "settings": {"reg": 1e9}, "curve": CURVES["classic"].to_json()}
 
 
-def build(option: Mapping[str, Any]) -> Blend:
-    return Blend(ContentModel(films()), EASE(**option["settings"]), AlphaCurve.from_json(option["curve"]), Popularity())
+def build(option: Mapping[str, Any]) -> Hybrid:
+    return Hybrid(
+        ContentModel(films()), EASE(**option["settings"]), AlphaCurve.from_json(option["curve"]), Popularity()
+    )
 
 
 def thirds(data: Interactions) -> tuple[Case, Case]:

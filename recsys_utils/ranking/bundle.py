@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from recsys_utils.base import ITEM, InputError, Scale
 from recsys_utils.models.neighbours import Neighbours
-from recsys_utils.ranking.blend import AlphaCurve, Blend
-from recsys_utils.ranking.recommend import MODELS, Ladder
+from recsys_utils.ranking.hybrid import AlphaCurve, Hybrid
+from recsys_utils.ranking.recommend import MODELS, HybridRecommender
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -46,13 +46,13 @@ class Bundle:
 
     Parameters
     ----------
-    ladder : ready to recommend; ``ladder.blend`` holds the models, ``ladder.items`` the catalogue
+    recommender : ready to recommend; ``.hybrid`` holds the models, ``.items`` the catalogue
     scale : of the ratings it was trained on and expects
     manifest : what the export recorded
     folder : where it lies
     """
 
-    ladder: Ladder
+    recommender: HybridRecommender
     scale: Scale
     manifest: dict[str, Any]
     folder: Path
@@ -74,12 +74,11 @@ class Bundle:
     @classmethod
     def _from_manifest(cls, folder: Path, manifest: dict[str, Any]) -> Self:
         content, cf, popularity = (_read_model(folder, manifest, part) for part in PARTS)
-        blend = Blend(content, cf, AlphaCurve.from_json(manifest["curve"]), popularity)
+        hybrid = Hybrid(content, cf, AlphaCurve.from_json(manifest["curve"]), popularity)
         items = pd.read_parquet(io.BytesIO(_checked(folder, manifest, CATALOGUE)))
         diversity = manifest["diversity"]
-        noun = manifest["about"].get("noun", "film")
-        ladder = Ladder(blend, items, diversity["strategy"], diversity["ratio"], manifest["seed"], noun)
-        return cls(ladder, Scale(**manifest["scale"]), manifest, folder)
+        recommender = HybridRecommender(hybrid, items, diversity["strategy"], diversity["ratio"], manifest["seed"])
+        return cls(recommender, Scale(**manifest["scale"]), manifest, folder)
 
     def neighbours(self) -> Neighbours:
         """The store of neighbours, mapped into memory once its hashes are the recorded ones.
@@ -97,15 +96,19 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Path, ladder: Ladder, scale: Scale, about: Mapping[str, Any], neighbours: Neighbours | None = None
-) -> dict[str, Any]:
-    """Write a ladder to ``folder``, whole or not at all; a bundle that stands there is replaced.
+    folder: Path,
+    recommender: HybridRecommender,
+    scale: Scale,
+    about: Mapping[str, Any],
+    neighbours: Neighbours | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a recommender to ``folder``, whole or not at all; a bundle that is there is replaced.
 
     The bytes depend on the models and ``about`` alone.
 
     Parameters
     ----------
-    ladder : with fitted models
+    recommender : with fitted models
     scale : of the ratings
     about : JSON values to record: data set, licence notice, settings ...
     neighbours : fitted on the same catalogue
@@ -114,21 +117,21 @@ def write_bundle(
     -------
     the manifest
     """
-    blend = ladder.blend
-    models = {part: getattr(blend, part) for part in PARTS}
+    hybrid = recommender.hybrid
+    models = {part: getattr(hybrid, part) for part in PARTS}
     contents = {f"{part}.npz": _npz(model.state()) for part, model in models.items()}
     table = io.BytesIO()
-    known = [*CATALOGUE_COLUMNS, *(c for c in FILM_FACTS if c in ladder.items)]
-    ladder.items[known].to_parquet(table, index=False, compression="zstd")
+    known = [*CATALOGUE_COLUMNS, *(c for c in FILM_FACTS if c in recommender.items)]
+    recommender.items[known].to_parquet(table, index=False, compression="zstd")
     contents[CATALOGUE] = table.getvalue()
     if neighbours is not None:
         contents |= {f"{NEIGHBOURS}/{name}.npy": _npy(array) for name, array in neighbours.state().items()}
     manifest = {
         "schema": SCHEMA,
         "models": {part: model.name for part, model in models.items()},
-        "curve": blend.curve.to_json(),
-        "diversity": {"strategy": ladder.exploration, "ratio": ladder.ratio},
-        "seed": ladder.seed,
+        "curve": hybrid.curve.to_json(),
+        "diversity": {"strategy": recommender.exploration, "ratio": recommender.ratio},
+        "seed": recommender.seed,
         "scale": {"lo": scale.lo, "hi": scale.hi, "liked_override": scale.liked_override},
         "about": dict(about),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
@@ -200,7 +203,7 @@ def _checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
 def _read_model(folder: Path, manifest: dict[str, Any], part: str) -> Any:
     name = manifest["models"][part]
     if name not in MODELS:
-        raise InputError(f"The bundle {folder} asks for the model {name!r}; this version knows {', '.join(MODELS)}.")
+        raise InputError(f"The bundle {folder} needs the model {name!r}; this version knows {', '.join(MODELS)}.")
     data = io.BytesIO(_checked(folder, manifest, f"{part}.npz"))
     try:
         with np.load(data, allow_pickle=False) as arrays:

@@ -43,7 +43,7 @@ from scipy.sparse import csr_matrix
 
 from recsys_utils.base import InputError, Scores, child_seed
 from recsys_utils.evaluation.metrics import genre_matrix, pattern
-from recsys_utils.ranking.blend import candidates, normalise, ranked
+from recsys_utils.ranking.hybrid import candidates, normalise, ranked
 
 Floats = NDArray[np.float64]
 

@@ -1,11 +1,10 @@
-"""Content and collaborative scores in one: the weight curves, the blend, and its evaluation over a grid of weights."""
+"""The hybrid: content and collaborative scores in one, weighted by the size of the profile."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -85,57 +84,6 @@ CURVES: dict[str, AlphaCurve] = {
 }
 
 
-def tunable_curves() -> dict[str, list[AlphaCurve]]:
-    """The declared candidates of the curves that validation users tune."""
-    ends = [(low, high) for low, high in product((0.0, 0.3, 0.6, 0.9), (0.7, 0.85, 1.0)) if low < high]
-    return {
-        "linear": [linear(*end, full) for end, full in product(ends, (10, 20, 50))],
-        "sigmoid": [sigmoid(*end, middle, width) for end, middle, width in product(ends, (5, 10, 20), (1.5, 4.0))],
-    }
-
-
-def best_path(surface: Floats, cost: Floats) -> NDArray[np.int_]:
-    """The column to take in each row: the highest sum of ``surface`` less what changing columns costs.
-
-    Solved exactly by dynamic programming (Viterbi); ties go to the lower column. A cost of 0 takes every row's best,
-    an infinite cost of going down the best path that never falls (isotonic), a cost per distance a smooth one.
-
-    Parameters
-    ----------
-    surface : (S, A), a row a profile size in increasing order
-    cost : (A, A), of going from one column to another in the next row
-
-    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), np.zeros((2, 2))).tolist()
-    [0, 1, 0]
-    >>> best_path(np.array([[0.2, 0.1], [0.0, 0.5], [0.3, 0.2]]), never_down(2)).tolist()
-    [0, 1, 1]
-    """
-    value, origins = surface[0], []
-    for row in surface[1:]:
-        reached = value[:, None] - cost
-        origins.append(reached.argmax(axis=0))
-        value = row + reached.max(axis=0)
-    path = [int(value.argmax())]
-    for origin in reversed(origins):
-        path.append(int(origin[path[-1]]))
-    return np.array(path[::-1])
-
-
-def never_down(size: int) -> Floats:
-    """(A, A) costs that forbid a lower column in the next row."""
-    return np.where(np.tri(size, k=-1, dtype=bool), np.inf, 0.0)
-
-
-def simplex(parts: int, step: float) -> Floats:
-    """(W, parts) all weights that are multiples of ``step`` and add up to 1, in lexical order.
-
-    >>> simplex(2, 0.5).tolist()
-    [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
-    """
-    steps = round(1 / step)
-    return np.array([w for w in product(range(steps + 1), repeat=parts) if sum(w) == steps]) / steps
-
-
 def candidates(profiles: csr_matrix) -> NDArray[np.bool_]:
     """(B, I) True where the profile has no rating: the films a list may hold."""
     mask = np.ones(profiles.shape, dtype=bool)
@@ -176,34 +124,6 @@ def _min_max(scores, candidates):  # type: ignore[no-untyped-def]
     return scaled
 
 
-def normalise_by(rule: str, scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
-    """Scores made comparable over the candidates of each row, by one of the rules of ``NORMALISATIONS``.
-
-    ``raw``: as they are; ``min-max``: :func:`normalise`; ``z-score``: (s - mean) / standard deviation, 0 where all are
-    equal; ``rank``: 1 for the first candidate, falling evenly to 0 at the last; ``reciprocal rank``: 1 / (60 + rank)
-    (Cormack, Clarke, Buettcher 2009, Reciprocal rank fusion). Ranks count from 1, ties to the lower index.
-
-    Parameters
-    ----------
-    scores : (B, I) finite float32
-    candidates : (B, I) bool
-
-    >>> scores, mask = np.array([[0, 4, 2]], np.float32), np.ones((1, 3), bool)
-    >>> normalise_by("rank", scores, mask).tolist(), normalise_by("z-score", scores, mask).round(2).astype(str).tolist()
-    ([[0.0, 1.0, 0.5]], [['-1.22', '1.22', '0.0']])
-    """
-    if rule == "raw":
-        return scores
-    if rule == "min-max":
-        return normalise(scores, candidates)
-    if rule == "z-score":
-        mean = scores.mean(axis=1, where=candidates, keepdims=True)
-        spread = scores.std(axis=1, where=candidates, keepdims=True)
-        return np.asarray((scores - mean) / np.where(spread > 0, spread, 1), np.float32)
-    fused: Scores = from_places(rule, places(scores, candidates), candidates)
-    return fused
-
-
 def ranked(scores: Scores, candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(B, I) items of each row from the highest score down, ties to the lower index; no candidates last.
 
@@ -217,34 +137,6 @@ def ranked(scores: Scores, candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
     ascending = (bits ^ ((bits >> 31) & np.int32(2**31 - 1))).astype(np.int64)  # in the floats' order; + 0: no -0.0
     order: NDArray[np.int64] = np.sort(ascending << 32 | np.arange(scores.shape[1]), axis=1) & (2**32 - 1)
     return order
-
-
-def places(scores: Scores, candidates: NDArray[np.bool_]) -> Scores:
-    """Place of every item of a row in :func:`ranked`, 0 for the first.
-
-    >>> places(np.array([[0, 4, 4]], np.float32), np.ones((1, 3), bool)).tolist()
-    [[2.0, 0.0, 1.0]]
-    """
-    place = np.empty(scores.shape, np.float32)
-    np.put_along_axis(place, ranked(scores, candidates), np.arange(scores.shape[1], dtype=np.float32)[None], axis=1)
-    return place
-
-
-def from_places(rule: str, place: Scores, candidates: NDArray[np.bool_]) -> Scores:
-    """What the rules ``rank`` and ``reciprocal rank`` of :func:`normalise_by` make of :func:`places`."""
-    if rule == "reciprocal rank":
-        fused: Scores = (1 / (RRF + 1 + place)).astype(np.float32)
-        return fused
-    last = np.maximum(candidates.sum(axis=1, keepdims=True) - 1, 1)
-    falling: Scores = (1 - place / last).astype(np.float32)
-    return falling
-
-
-RRF = 60  # of reciprocal rank fusion, as in its paper
-NORMALISATIONS = {  # content's rule, the collaborative score's rule
-    "classic": ("raw", "min-max"), "min-max": ("min-max", "min-max"), "z-score": ("z-score", "z-score"),
-    "rank": ("rank", "rank"), "reciprocal rank": ("reciprocal rank", "reciprocal rank"),
-}  # fmt: skip
 
 
 def weighted(parts: Sequence[Scores], weights: Floats) -> Scores:
@@ -263,12 +155,12 @@ def weighted(parts: Sequence[Scores], weights: Floats) -> Scores:
 
 
 def scaled(model: Recommender, profiles: csr_matrix) -> Scores:
-    """(B, I) scores on [0, 1]: min-max over the candidates (:func:`normalise`); a :class:`Mixture` is there already."""
+    """(B, I) scores on [0, 1]: those of a :class:`WeightedEnsemble` as they are, others min-max normalised."""
     scores = model.scores(profiles)
-    return scores if isinstance(model, Mixture) else normalise(scores, candidates(profiles))
+    return scores if isinstance(model, WeightedEnsemble) else normalise(scores, candidates(profiles))
 
 
-class Mixture:
+class WeightedEnsemble:
     """Several collaborative models in one: score = sum_p w_p(n) s_p, each s_p min-max normalised over the candidates.
 
     The weights add up to 1 at every number n of ratings in the profile, straight between the given sizes and constant
@@ -283,7 +175,7 @@ class Mixture:
     >>> import pandas as pd; from recsys_utils.base import Scale
     >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
     >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
-    >>> mixture = Mixture({"popularity": Popularity()}, [1], {"popularity": [1.0]}).fit(data)
+    >>> mixture = WeightedEnsemble({"popularity": Popularity()}, [1], {"popularity": [1.0]}).fit(data)
     >>> mixture.scores(csr_matrix((1, 2), dtype=np.float32)).tolist()
     [[1.0, 0.0]]
     """
@@ -352,7 +244,7 @@ class Components(NamedTuple):
     fallback: NDArray[np.bool_]  # (B,) nothing liked: the list is popularity's
 
 
-class Blend:
+class Hybrid:
     """Content and one collaborative model, weighted by the number n of all ratings in the profile.
 
     score = (1 - alpha(n)) content + alpha(n) cf; a profile with no liked film gets the popularity scores, normalised,
@@ -468,140 +360,3 @@ def liked_counts(profiles: csr_matrix, liked: float) -> NDArray[np.int64]:
     before = np.concatenate([[0], np.cumsum(profiles.data >= liked)])
     counts: NDArray[np.int64] = np.diff(before[profiles.indptr])
     return counts
-
-
-def ndcg_surface(
-    parts: Sequence[Scores], profiles: csr_matrix, relevant: csr_matrix, weights: Floats, k: int = 10,
-    order: NDArray[np.int_] | None = None,
-) -> Floats:  # fmt: skip
-    """ndcg@k of every profile under every weighting of the parts, without building any weighted matrix.
-
-    Equal to :func:`weighted`, top k without the profile's films (ties to the film first in ``order``, by default the
-    lower index), ndcg; NaN where nothing is relevant. Where all weights are averages (none negative, sum 1) a film is
-    left out if its largest part lies below the k-th largest of all films' smallest parts, which no weight can mend.
-
-    Parameters
-    ----------
-    parts : P scores (B, I) float32, as they are to be weighted
-    profiles, relevant : (B, I)
-    weights : (W, P)
-
-    Returns
-    -------
-    (B, W) float64
-    """
-    weights = np.asarray(weights, dtype=np.float32)
-    averages = bool((weights >= 0).all() and np.allclose(weights.sum(axis=1), 1, atol=1e-6))
-    surface: Floats = _surface(
-        np.stack(parts), profiles.indptr, profiles.indices, relevant.indptr, relevant.indices, weights, averages,
-        1.0 / np.log2(np.arange(2, k + 2)), np.arange(profiles.shape[1]) if order is None else order,
-    )  # fmt: skip
-    return surface
-
-
-BLOCK = 64  # films that are compared with the list so far at once, as a processor does side by side
-
-
-@njit(cache=True)
-def _above(scores, bar):  # type: ignore[no-untyped-def]
-    number: int = 0
-    for i in range(len(scores)):
-        number += int(scores[i] > bar)
-    return number
-
-
-@njit(cache=True)
-def _enter(best, place, filled, value, i):  # type: ignore[no-untyped-def]
-    """Put a value in its place in a falling list of at most as many as ``best`` holds; returns how many it has now."""
-    j = filled if filled < len(best) else len(best) - 1
-    while j > 0 and best[j - 1] < value:
-        best[j] = best[j - 1]
-        place[j] = place[j - 1]
-        j -= 1
-    best[j] = value
-    place[j] = i
-    return min(filled + 1, len(best))
-
-
-@njit(cache=True)
-def _surface(parts, seen_ptr, seen, relevant_ptr, relevant, weights, averages, discounts, order):  # type: ignore[no-untyped-def]
-    n_parts, rows, n_items = parts.shape
-    k = len(discounts)
-    out = np.full((rows, len(weights)), np.nan)
-    mine = np.empty((n_parts, n_items), np.float32)
-    score = np.empty(n_items, np.float32)
-    hit = np.empty(n_items, np.bool_)
-    reach = np.empty(n_items, np.float32)
-    best = np.empty(k, np.float32)
-    place = np.empty(k, np.int64)
-    for u in range(rows):
-        n_relevant = relevant_ptr[u + 1] - relevant_ptr[u]
-        if n_relevant == 0:
-            continue
-        is_seen = np.zeros(n_items, np.bool_)
-        is_seen[seen[seen_ptr[u] : seen_ptr[u + 1]]] = True
-        is_relevant = np.zeros(n_items, np.bool_)
-        is_relevant[relevant[relevant_ptr[u] : relevant_ptr[u + 1]]] = True
-        m = 0  # candidates side by side, so that the loops over them read memory in order
-        filled = 0
-        bar = np.float32(-np.inf)
-        for i in order:
-            if not is_seen[i]:
-                least = most = parts[0, u, i]
-                mine[0, m] = least
-                for p in range(1, n_parts):
-                    mine[p, m] = parts[p, u, i]
-                    least, most = min(least, mine[p, m]), max(most, mine[p, m])
-                hit[m] = is_relevant[i]
-                reach[m] = most
-                m += 1
-                if averages and least > bar:
-                    filled = _enter(best, place, filled, least, m)
-                    if filled == k:
-                        bar = best[k - 1]
-        if averages and filled == k:  # k films stay above the bar under all weights: what never reaches it is left out
-            bar -= np.float32(1e-5) * max(np.float32(1), abs(bar))
-            kept = 0
-            for i in range(m):
-                if reach[i] >= bar:
-                    for p in range(n_parts):
-                        mine[p, kept] = mine[p, i]
-                    hit[kept] = hit[i]
-                    kept += 1
-            m = kept
-        ideal = discounts[: min(k, n_relevant)].sum()
-        filled = 0
-        for w in range(len(weights)):
-            bar = np.float32(-np.inf)
-            if filled == k:  # the list before this one bounds it: its films are as many, whatever they score now
-                bar = np.float32(np.inf)
-                for j in range(k):
-                    value = weights[w, 0] * mine[0, place[j]]
-                    for p in range(1, n_parts):
-                        value += weights[w, p] * mine[p, place[j]]
-                    bar = min(bar, value)
-                bar = np.nextafter(bar, np.float32(-np.inf))
-            weight = weights[w, 0]
-            for i in range(m):
-                score[i] = weight * mine[0, i]
-            for p in range(1, n_parts):
-                weight = weights[w, p]
-                for i in range(m):
-                    score[i] += weight * mine[p, i]
-            filled = 0
-            for start in range(0, m, BLOCK):
-                block = score[start : min(start + BLOCK, m)]
-                if _above(block, bar) == 0:
-                    continue
-                for i in range(len(block)):
-                    if block[i] <= bar:
-                        continue
-                    filled = _enter(best, place, filled, block[i], start + i)
-                    if filled == k:
-                        bar = best[k - 1]
-            gain = 0.0
-            for j in range(filled):
-                if hit[place[j]]:
-                    gain += discounts[j]
-            out[u, w] = gain / ideal
-    return out

@@ -10,30 +10,25 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
+from recsys_study.ndcg_surface import ndcg_surface
+from recsys_study.weights import best_path, never_down, simplex, tunable_curves
 from recsys_utils.base import InputError, Recommender, Scale, Scores
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
-from recsys_utils.ranking.blend import (
+from recsys_utils.ranking.hybrid import (
     CURVES,
     FLATTEST,
-    NORMALISATIONS,
     AlphaCurve,
-    Blend,
-    Mixture,
-    best_path,
+    Hybrid,
+    WeightedEnsemble,
     candidates,
     expected,
     liked_counts,
     linear,
-    ndcg_surface,
-    never_down,
     normalise,
-    normalise_by,
-    places,
+    ranked,
     sigmoid,
-    simplex,
-    tunable_curves,
     weighted,
 )
 
@@ -160,7 +155,7 @@ def test_blend_by_hand_and_fallback_where_nothing_is_liked() -> None:
     cf = Fixed("cf", [9, 9, 9, 9, 9, 2, 4, -9])  # only films 5 and 6 are candidates of the first user
     popularity = Fixed("popularity", [0, 1, 2, 3, 4, 5, 6, 8])
     curve = AlphaCurve("half", (0,), (0.5,))
-    model = Blend(ContentModel(films, ["genres"]), cf, curve, popularity).fit(data)
+    model = Hybrid(ContentModel(films, ["genres"]), cf, curve, popularity).fit(data)
     assert isinstance(model, Recommender)
     scores = model.scores(data.user_item)
     # likes: 4 War films and 1 Love film of equal ratings -> cosine with Love 1 / sqrt(4^2 + 1^2); cf of 5, 6 -> 0, 1
@@ -174,10 +169,10 @@ def test_blend_by_hand_and_fallback_where_nothing_is_liked() -> None:
     assert parts.alpha.tolist() == [0.5] * 3
 
 
-def cold_blend(ratings: Interactions, curve: AlphaCurve) -> Blend:
+def cold_blend(ratings: Interactions, curve: AlphaCurve) -> Hybrid:
     """Content and EASE for 15 films of two genres; the last three have lost their ratings."""
     films = pd.DataFrame({"item_id": ratings.items, "genres": [["War"] if i % 2 else ["Love"] for i in range(15)]})
-    return Blend(ContentModel(films), EASE(reg=5.0), curve, Popularity()).fit(ratings.where(ratings.item < 12))
+    return Hybrid(ContentModel(films), EASE(reg=5.0), curve, Popularity()).fit(ratings.where(ratings.item < 12))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
@@ -222,7 +217,7 @@ def test_what_is_expected_of_unrated_items_stays_within_the_scale_in_order() -> 
 def test_without_metadata_items_without_ratings_keep_the_scores_of_the_model(ratings: Interactions) -> None:
     films = pd.DataFrame({"item_id": ratings.items})
     known = ratings.where(ratings.item < 12)
-    model = Blend(ContentModel(films, []), EASE(reg=5.0), CURVES["classic"], Popularity()).fit(known)
+    model = Hybrid(ContentModel(films, []), EASE(reg=5.0), CURVES["classic"], Popularity()).fit(known)
     assert not model.new.any()
     np.testing.assert_array_equal(
         model.components(known.user_item).cf, normalise(model.cf.scores(known.user_item), candidates(known.user_item))
@@ -299,28 +294,13 @@ def test_the_best_path_beats_every_other() -> None:
     assert best_path(np.zeros((2, 3)), np.zeros((3, 3))).tolist() == [0, 0]  # ties: the lower
 
 
-def test_simplex_holds_each_mixture_once() -> None:
+def test_simplex_holds_each_weighting_once() -> None:
     weights = simplex(3, 0.25)
     assert len(weights) == len(np.unique(weights, axis=0)) == 15  # (4 + 2 over 2)
     assert (weights.sum(axis=1) == 1).all()
 
 
-@pytest.mark.parametrize("rule", sorted({rule for pair in NORMALISATIONS.values() for rule in pair}))
-def test_normalisations_keep_the_order_of_candidates(rule: str) -> None:
-    rng = np.random.default_rng(1)
-    scores = rng.permutation(24).reshape(2, 12).astype(np.float32)
-    mask = rng.random((2, 12)) < 0.7
-    mapped = normalise_by(rule, scores, mask)
-    for row in range(2):
-        before, after = scores[row][mask[row]], mapped[row][mask[row]]
-        assert np.argsort(before).tolist() == np.argsort(after).tolist()
-    if rule == "reciprocal rank":
-        assert mapped[0][mask[0]].max() == pytest.approx(1 / 61)
-    if rule == "z-score":
-        assert mapped[0][mask[0]].mean() == pytest.approx(0, abs=1e-6)
-
-
-# ---- mixtures
+# ---- ensembles
 
 
 @pytest.fixture(scope="module")
@@ -332,15 +312,15 @@ def ratings() -> Interactions:
     return Interactions.from_frame(frame, scale=Scale(1, 5))
 
 
-def mixture(train: Interactions) -> Mixture:
+def ensemble(train: Interactions) -> WeightedEnsemble:
     weights = {"popularity": [1.0, 0.2], "item_knn": [0.0, 0.3], "ease": [0.0, 0.5]}
-    return Mixture({"popularity": Popularity(), "item_knn": ItemKNN(k=5), "ease": EASE(reg=5.0)}, [0, 4], weights).fit(
-        train
-    )
+    return WeightedEnsemble(
+        {"popularity": Popularity(), "item_knn": ItemKNN(k=5), "ease": EASE(reg=5.0)}, [0, 4], weights
+    ).fit(train)
 
 
-def test_a_mixture_is_the_sum_of_its_portions(ratings: Interactions) -> None:
-    model, profiles = mixture(ratings), ratings.user_item
+def test_an_ensemble_is_the_sum_of_its_portions(ratings: Interactions) -> None:
+    model, profiles = ensemble(ratings), ratings.user_item
     portions, scores = model.portions(profiles), model.scores(profiles)
     np.testing.assert_array_equal(sum(portions.values()), scores)
     assert scores.min() >= 0
@@ -355,20 +335,20 @@ def test_a_mixture_is_the_sum_of_its_portions(ratings: Interactions) -> None:
     assert model.weights_at([2])[0] == pytest.approx([0.6, 0.15, 0.25])  # halfway
 
 
-def test_a_mixture_comes_back_from_its_arrays_and_from_json(ratings: Interactions) -> None:
-    model = mixture(ratings)
-    again = Mixture.from_state(model.state())
+def test_an_ensemble_comes_back_from_its_arrays_and_from_json(ratings: Interactions) -> None:
+    model = ensemble(ratings)
+    again = WeightedEnsemble.from_state(model.state())
     np.testing.assert_array_equal(again.scores(ratings.user_item), model.scores(ratings.user_item))
     parts = {"popularity": {}, "item_knn": {"k": 5}, "ease": {"reg": 5.0}}
     described = {"parts": parts, "sizes": [0, 4], "weights": model.weights}
-    told = Mixture.from_json(described).fit(ratings)
+    told = WeightedEnsemble.from_json(described).fit(ratings)
     np.testing.assert_array_equal(told.scores(ratings.user_item), model.scores(ratings.user_item))
 
 
-def test_a_mixture_in_a_blend_is_not_normalised_again(ratings: Interactions) -> None:
+def test_an_ensemble_in_a_hybrid_is_not_normalised_again(ratings: Interactions) -> None:
     films = pd.DataFrame({"item_id": ratings.items, "genres": [["War"] if i % 2 else ["Love"] for i in range(15)]})
-    model = mixture(ratings)
-    blended = Blend(
+    model = ensemble(ratings)
+    blended = Hybrid(
         ContentModel(films).fit(ratings), model, AlphaCurve("half", (0,), (0.5,)), Popularity().fit(ratings)
     )
     parts = blended.components(ratings.user_item)
@@ -381,7 +361,7 @@ def test_a_mixture_in_a_blend_is_not_normalised_again(ratings: Interactions) -> 
 )
 def test_weights_that_add_up_to_no_whole_are_refused(sizes: list[int], weights: dict[str, list[float]]) -> None:
     with pytest.raises(InputError, match="add up to 1"):
-        Mixture({"popularity": Popularity()}, sizes, weights)
+        WeightedEnsemble({"popularity": Popularity()}, sizes, weights)
 
 
 def test_candidates_are_what_the_profile_lacks() -> None:
@@ -389,11 +369,10 @@ def test_candidates_are_what_the_profile_lacks() -> None:
     assert candidates(profiles).tolist() == [[True, False, True], [True, True, True]]
 
 
-def test_places_are_those_of_a_stable_sort() -> None:
+def test_ranked_is_a_stable_sort() -> None:
     rng = np.random.default_rng(3)
     scores = rng.standard_normal((40, 300)).astype(np.float32).round(1)  # many ties
     scores[:, :4] = [0.0, -0.0, 1e-38, -1e-38]
     mask = rng.random(scores.shape) < 0.9
-    order = np.argsort(np.where(mask, -scores, np.inf), axis=1, kind="stable")
-    expected = np.argsort(order, axis=1)  # the inverse of a permutation
-    assert np.array_equal(places(scores, mask), expected)
+    expected = np.argsort(np.where(mask, -scores, np.inf), axis=1, kind="stable")
+    assert np.array_equal(ranked(scores, mask), expected)
