@@ -12,6 +12,7 @@ import pytest
 from recsys_study import export
 from recsys_study.stage_files import Stage
 from recsys_study.weights import COLD, SEGMENTS, WHOLE
+from recsys_utils.base import Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.ranking.bundle import Bundle
 from recsys_utils.ranking.hybrid import WeightedEnsemble
@@ -77,7 +78,7 @@ def test_the_lists_are_truly_better_than_chance_and_popularity(smoke_run: Path, 
 )
 def test_lists_that_ought_not_to_ship_are_refused(spoil) -> None:
     frame = pd.DataFrame({"user_id": "u", "item_id": ["a"], "rating": [5]})
-    data = Interactions.from_frame(frame, items=["a", "b", "c"])
+    data = Interactions.from_frame(frame, scale=Scale(1, 5), items=pd.Series(["a", "b", "c"]))
     found = pd.DataFrame({"user_id": "u", "item_id": ["b", "c"], "rank": [1, 2], "reason": "so"})
     assert export.lists_of(found, data, 2).tolist() == [[1, 2]]
     with pytest.raises(ValueError, match=r"\w"):
