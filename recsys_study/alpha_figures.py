@@ -25,6 +25,7 @@ from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, mi
 from recsys_utils.ranking.hybrid import CURVES
 
 ALL = 10**9  # no largest size
+CLASSIC_THRESHOLD = 5  # ratings from which the classic curve gives cf weight
 NEAR = 0.003  # ndcg@10 within which a weight is as good as the best
 LEARNED = ("blend", CHOSEN, "learned")
 COMPARED = {  # id: (label, series, what it is compared with); order is added
@@ -245,11 +246,17 @@ def curves_figure(study: AlphaStudy, boot: Bootstrap) -> Figure:
         for label, key in lines.items():
             if label not in near:
                 values = study.matrix(*key, order=order, sizes=(0, ALL))
-                _band(axes[order], boot.simultaneous_band(values), study.sizes_of(order, (0, ALL)), label)
+                _band(axes[order], boot.simultaneous_band(values), study.sizes_of(order, (0, ALL)), label, LOOKS[label])
         axes[order].set(title=f"{order} order", ylabel=NDCG, ylim=(0, None))
     for label in near:
         gap = study.matrix(*lines[label], sizes=(0, reach)) - study.matrix(*LEARNED, sizes=(0, reach))
-        _band(axes["gap"], boot.simultaneous_band(gap * constant), study.sizes_of("random", (0, reach)), label)
+        _band(
+            axes["gap"],
+            boot.simultaneous_band(gap * constant),
+            study.sizes_of("random", (0, reach)),
+            label,
+            LOOKS[label],
+        )
     axes["gap"].axhspan(-MARGIN, MARGIN, color="0.9", zorder=0, label=f"within {MARGIN:g}")
     axes["gap"].set(title="Difference from learned weights (random order, the same users)", ylabel=NDCG)
     axes["gap"].set(xlabel="ratings in the profile, n (below: users)", ylim=(-2.5 * MARGIN, 2.5 * MARGIN))
@@ -258,8 +265,8 @@ def curves_figure(study: AlphaStudy, boot: Bootstrap) -> Figure:
     return figure
 
 
-def _band(ax: Any, band: Sequence[Estimate], sizes: Sequence[int], label: str) -> None:
-    style, x = LOOKS[label], range(len(band))
+def _band(ax: Any, band: Sequence[Estimate], sizes: Sequence[int], label: str, style: Mapping[str, Any]) -> None:
+    x = range(len(band))
     ax.plot(x, [e.value for e in band], label=label, markersize=5, linewidth=1.8, **style)
     ax.fill_between(x, [e.ci_low for e in band], [e.ci_high for e in band], color=style["color"], alpha=0.15)
     ax.set_xticks(x, [f"{n}\n{e.n}" for n, e in zip(sizes, band, strict=True)], fontsize=8.5)
@@ -272,13 +279,11 @@ def start_figure(study: AlphaStudy, boot: Bootstrap) -> Figure:
     names = ["popularity", *dict.fromkeys(cf for _, cf in study.test), "content"]
     for ax, order in zip(axes[0], rows, strict=True):
         for name in (name for name in names if known(study, (name,))):
-            style, band = look(name), boot.simultaneous_band(study.matrix(name, order=order, sizes=(0, 10)))
-            sizes = study.sizes_of(order, (0, 10))
-            ax.plot(sizes, [e.value for e in band], label=name, markersize=4.5, **style)
-            low, high = [e.ci_low for e in band], [e.ci_high for e in band]
-            ax.fill_between(sizes, low, high, color=style["color"], alpha=0.12)
-        ax.axvline(5, color="#777777", linewidth=0.8, linestyle=":")
-        ax.set(title=f"{order} order", xlabel="ratings in the profile, n (dotted: the classic threshold)")
+            band = boot.simultaneous_band(study.matrix(name, order=order, sizes=(0, 10)))
+            _band(ax, band, study.sizes_of(order, (0, 10)), name, look(name))
+        before = sum(n < CLASSIC_THRESHOLD for n in study.sizes_of(order, (0, 10)))
+        ax.axvline(before - 0.5, color="#777777", linewidth=0.8, linestyle=":")
+        ax.set(title=f"{order} order", xlabel="ratings in the profile, n (below: users; dotted: the classic threshold)")
     axes[0, 0].set_ylabel(NDCG)
     axes[0, 0].legend(fontsize=8, ncols=2)
     return figure
