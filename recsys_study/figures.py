@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recsys_study.findings import MODELS, significant
-from recsys_utils.base import counted as counted
 
 _PETROFF = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
 _PETROFF += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
@@ -138,9 +137,6 @@ def show(figure: Figure, caption: str, stem: Path | None) -> None:
 def markdown(text: str) -> None:
     """Show a paragraph computed from the data."""
     display(Markdown(text))
-
-
-aside = markdown  # of notebooks that do not conclude yet
 
 
 def dodged(

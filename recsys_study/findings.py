@@ -2,7 +2,7 @@
 
 A template has three blocks: ``question``, ``answer`` (at most 25 words and two numbers, for any data set and verdict)
 and ``caveats`` (one per line, as many as apply). It sees the contrasts by id with _ for - (``c.learned_classic.value``,
-``.verdict`` ...), the facts by name (``facts.<name>``) and the data set (``data.dataset``, ``data.noun``); filters:
+``.verdict`` ...), the facts by name (``facts.<name>``) and the data set (``data.dataset``); filters:
 ``signed``, ``number``, ``percent``. A discussion of the published run (:func:`discussions`) sees the same.
 """
 

@@ -502,7 +502,7 @@ def _replace(finished: Path, target: Path) -> None:
 # ---- the record of a run
 
 
-_ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "noun", "limits")
+_ABOUT_DATA = ("dataset", "hashes", "source", "licence", "attribution", "limits")
 
 
 def run_record(plan: Plan) -> dict[str, Any]:

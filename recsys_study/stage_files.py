@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +14,14 @@ from IPython.display import display
 from numpy.typing import NDArray
 
 from recsys_study import dask_cluster, figures
-from recsys_study.findings import Contrast, Finding, conclude
+from recsys_study.findings import Contrast, conclude
 from recsys_utils.base import SCOPE, InputError, child_rng, child_seed, project_root
 from recsys_utils.data.interactions import Interactions, read_interactions
-from recsys_utils.evaluation.significance import MARGIN, Estimate
 from recsys_utils.models.content import FIELDS
 
 METRIC_COLUMNS = ["stage", "protocol", "model", "variant", "segment", "metric", "value", "ci_low", "ci_high", "n"]
 METRIC_KEY = METRIC_COLUMNS[:6]
 PANEL = "panel"  # folder of 01_ingest: the ratings and splits of the users a large data set is studied on
-Confidence = Literal["high", "medium", "low", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ class Stage:
         self.root_seed = seed
         self._meta: dict[str, Any] | None = None  # as 01_ingest itself saves it
         self._metrics: list[pd.DataFrame] = []
-        self._findings: list[dict[str, Any]] = []
-        self._primaries: list[tuple[str, dict[str, Any]]] = []
+        self.findings: list[dict[str, Any]] = []
         if self.output is not None:
             for folder in ("tables", "figures"):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
@@ -120,16 +117,8 @@ class Stage:
     @property
     def chain(self) -> list[str]:
         """The stages of this run in the order they run in (not every run has every appendix)."""
-        path = self.workspace / "chain.json"
-        if path.exists():
-            chain: list[str] = json.loads(path.read_text(encoding="utf-8"))
-            return chain
-        return sorted(found.parent.name for found in self.workspace.glob("*/findings.json"))
-
-    @property
-    def noun(self) -> str:
-        """What the items are called in computed sentences: "film", or of a person's own data "item", "track" ..."""
-        return str(self.meta.get("noun", "film"))
+        chain: list[str] = json.loads((self.workspace / "chain.json").read_text(encoding="utf-8"))
+        return chain
 
     def has(self, what: Literal["time", "genres", "text"]) -> bool:
         """Whether the data have time stamps, genres, or any film metadata at all: stages degrade by it and say so."""
@@ -183,7 +172,7 @@ class Stage:
     def figure(self, figure: Any, name: str, caption: str) -> None:
         """Show a figure under its caption, and save figures/<name>.png and .svg; None: there is nothing to draw."""
         if figure is None:
-            figures.aside(f"No figure: {caption}")
+            figures.markdown(f"No figure: {caption}")
             return
         figures.show(figure, caption, None if self.output is None else self.output / "figures" / name)
 
@@ -204,40 +193,19 @@ class Stage:
         self._metrics.append(rows)
         return rows.drop(columns="stage").reset_index(drop=True)
 
-    def finding(
-        self, id: str, question: str, answer: str, confidence: Confidence, evidence: Sequence[dict[str, Any]]
-    ) -> None:
-        """Show and record an answer; ``evidence`` rows carry metric, value, ci_low, ci_high, n."""
-        if not evidence:
-            raise ValueError(f"finding {id!r} has no evidence")
-        if any(f["id"] == id for f in self._findings):
-            raise ValueError(f"finding {id!r} is given twice")
-        self._findings.append(
-            {"id": id, "stage": self.name, "question": question, "answer": answer, "confidence": confidence,
-             "contrasts": [], "facts": {}, "caveats": []}
-        )  # fmt: skip
-        figures.markdown(f"**{question}**\n\n{answer}\n\n*Confidence: {confidence}.*")
-
-    def conclude(self, id: str, contrasts: Sequence[Contrast] = (), **facts: Any) -> Finding:
+    def conclude(self, id: str, contrasts: Sequence[Contrast] = (), **facts: Any) -> None:
         """Record a finding and show its answer, in the words of answers/<id>.md.j2, with its contrasts as a table."""
         finding = conclude(id, self.name, contrasts, facts, self.meta)
         record = finding.to_json()
-        if any(f["id"] == id for f in self._findings):
+        if any(f["id"] == id for f in self.findings):
             raise ValueError(f"finding {id!r} is given twice")
-        self._findings.append(record)
+        self.findings.append(record)
         figures.markdown(
             "\n\n".join([f"**{finding.question}**", finding.answer, *(f"- {line}" for line in finding.caveats)])
         )
         if contrasts:
             shown = ["label", "of", "value", "ci_low", "ci_high", "n", "margin", "verdict"]
             display(pd.DataFrame(record["contrasts"])[shown])
-        return finding
-
-    def primary(self, question: str, contrast: str, difference: Estimate, margin: float = MARGIN) -> None:
-        """Declare a contrast of a finding; notebooks that conclude need it no more."""
-        of = Contrast.from_estimate(f"primary-{len(self._primaries)}", contrast, difference, of=contrast, margin=margin,
-                                    primary=True)  # fmt: skip
-        self._primaries.append((question, asdict(of)))
 
     def close(self, *, fitted: int = 0, evaluated: int = 0) -> None:
         """Write metrics.csv, findings.json and scope.json; call once, in the last cell.
@@ -252,10 +220,7 @@ class Stage:
         self.save(SCOPE, {"ratings_fitted": fitted, "users_evaluated": evaluated})
         rows = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame(columns=METRIC_COLUMNS)
         write_csv(rows, self.output / "metrics.csv")
-        for finding in self._findings:
-            more = [contrast for question, contrast in self._primaries if question == finding["id"]]
-            finding["contrasts"] = [*finding["contrasts"], *more]
-        self.save("findings.json", self._findings)
+        self.save("findings.json", self.findings)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
