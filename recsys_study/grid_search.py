@@ -36,10 +36,9 @@ from recsys_utils.evaluation.protocols import (
 from recsys_utils.evaluation.significance import Bootstrap, Estimate
 from recsys_utils.models import grid_kernels
 from recsys_utils.models.rankers import Model, Popularity
-from recsys_utils.models.surprise_models import SVD, SurpriseModel, fits_surprise, predict_by_surprise
+from recsys_utils.models.surprise_models import SurpriseModel, fits_surprise, predict_by_surprise
 
 Sums = dict[str, Floats]  # per-user sums of metrics.error_sums
-EPOCHS, NEIGHBOURS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120), (1, 2, 3, 5, 10, 20, 40, 80, 160)  # of the curves
 RELEVANCE: tuple[Literal["liked", "any"], ...] = ("liked", "any")
 PER_USER = ["ndcg@10", "recall@10", "map@10", "mrr@10", "hit@10", "novelty@10"]
 # MovieLens 100K. Surprise's README, "Benchmarks": five random folds of its own, default settings
@@ -197,25 +196,6 @@ def at_edge(chosen: Model, grid: Mapping[str, Sequence[Any]]) -> list[str]:
     return [name for name, span in spans.items() if getattr(chosen, name) in span]
 
 
-def curve_errors(
-    data: Interactions, fold: NDArray[np.int8], best: Mapping[str, Any], classic: SVD, *, epochs: Sequence[int],
-    sides: Sequence[bool], jobs: int = 1,
-) -> pd.DataFrame:  # fmt: skip
-    """Mean RMSE on the outer folds by epochs of SVD and by neighbours of KNN, with everything else at its best."""
-    steps = sorted({e for e in EPOCHS if e < max(epochs)} | set(epochs))
-    tried: list[tuple[str, str, int, SurpriseModel]] = [
-        ("svd", variant, e, replace(option, n_epochs=e))
-        for variant, option in (("tuned", best["svd"]), ("classic", classic))
-        for e in steps
-    ]
-    for k in NEIGHBOURS:
-        tried += [("knn", "users" if s else "items", k, replace(best["knn"], k=k, user_based=s)) for s in sides]
-    outer = [(data.where(fold != f), data.where(fold == f)) for f in range(fold.max() + 1)]
-    found = pd.DataFrame([row[:3] for row in tried], columns=["model", "variant", "steps"])
-    found["rmse"] = grid_kernels.errors(outer, [row[3] for row in tried], jobs=jobs)[..., 0].mean(axis=0)
-    return found
-
-
 def start_values(
     data: Interactions, fold: NDArray[np.int8], nested: Nested, seeds: Sequence[int], *, jobs: int = 1
 ) -> pd.DataFrame:
@@ -224,9 +204,7 @@ def start_values(
     chosen: dict[int, Any] = {f: option for (f, name), option in nested.chosen.items() if name == "svd tuned"}
     again = Parallel(n_jobs=jobs)(
         delayed(grid_kernels.predictions)(
-            data.where(fold != f),
-            data.where(fold == f),
-            [replace(chosen[f], seed=s) for s in seeds],
+            data.where(fold != f), data.where(fold == f), [replace(chosen[f], seed=s) for s in seeds]
         )
         for f in range(fold.max() + 1)
     )
@@ -236,23 +214,6 @@ def start_values(
     squared = drawn.sub(data.rating.astype(float), axis=0) ** 2
     by_fold = pd.concat([squared.groupby(fold).mean(), squared.mean().to_frame("all").T]) ** 0.5
     return by_fold.rename_axis("fold").reset_index()
-
-
-def fold_in_agreement(
-    data: Interactions, fold: NDArray[np.int8], nested: Nested, predictions: pd.DataFrame
-) -> pd.DataFrame:
-    """Predictions of the first fold by each chosen model and by the same model when it serves profiles."""
-    first = int(fold.min())
-    train, test = data.where(fold != first), data.where(fold == first)
-    known = np.isin(test.user, train.user) & np.isin(test.item, train.item)
-    table = []
-    for name in map(str, nested.predictions):
-        own = predictions.loc[fold == first, name].to_numpy()
-        served = replace(nested.chosen[first, name]).fit(train).ratings(train.user_item)[test.user, test.item]
-        rmse = [np.sqrt(np.mean((p - test.rating) ** 2)) for p in (own, served)]
-        table.append([name, *rmse, np.corrcoef(own, served)[0, 1], np.abs(own - served)[known].max()])
-    largest = "largest difference, known users and items"
-    return pd.DataFrame(table, columns=["prediction", "rmse, Surprise", "rmse, folded in", "correlation", largest])
 
 
 # ---- ranking
@@ -449,21 +410,6 @@ def error_figure(errors: pd.DataFrame, dataset: str) -> Figure:
             ax.axvline(value, color="C8", linestyle=line, label=f"published: {label} {value:.3f}")
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     ax.set(xlabel="RMSE (rating points), 95 % interval over users")
-    return fig
-
-
-def curve_figure(curve: pd.DataFrame) -> Figure:
-    """RMSE by epochs and by neighbours."""
-    fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
-    for ax, model in zip(axes, ("svd", "knn"), strict=True):
-        groups = curve.query("model == @model").groupby("variant", sort=False)
-        for (variant, part), line in zip(groups, "-:", strict=False):
-            ax.plot(part["steps"], part["rmse"], linestyle=line, markersize=4.5, label=variant, **figures.look(model))
-        ax.legend()
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].set(xlabel="epochs", ylabel="RMSE (rating points)", title="SVD by setting")
-    axes[1].set(xlabel="neighbours at most (k)", title="KNN (tuned setting) among users and items")
     return fig
 
 
