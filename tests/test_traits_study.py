@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from recsys_study import latent_factor_checks as checks
-from recsys_study.latent_factor_checks import warning_signs
 from recsys_study.latent_factors import (
     LEVELS,
     Fits,
@@ -37,9 +35,9 @@ from recsys_study.latent_factors import (
 )
 from recsys_study.stage_files import Population
 from recsys_utils.base import Scale
-from recsys_utils.data.interactions import Interactions, item_counts
+from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import Size, generate
-from recsys_utils.evaluation.protocols import make_splits, warm_split
+from recsys_utils.evaluation.protocols import make_splits
 from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.variational_mf import VariationalMF
 
@@ -200,14 +198,6 @@ class TestLists:
         lists = np.array([[0, 1], [2, -1]], np.int32)  # items with 3, 10 and 60 ratings
         assert popularity_shares(lists, np.array([3, 10, 60]), [10, 50]).tolist() == [1 / 3, 1 / 3, 1 / 3]
 
-    def test_signs_of_a_shifted_model(self, data) -> None:
-        case = warm_split(data, np.arange(len(data)) % 5 == 0)
-        model = VariationalMF(n_factors=2, sweeps=5, held_out=0).fit(case.train)
-        calm, wild = warning_signs(model, case, 10), warning_signs(model, case, 10, shift=10)
-        assert wild["above scale"] == 1 > calm["above scale"]
-        assert wild["deviation"] == calm["deviation"] > calm["error of the expectation"]
-        assert warning_signs(model, case, int(item_counts(case.train.user_item).max()) + 1)["obscure"] == 1
-
 
 @pytest.mark.parametrize("tested", ["everyone", "panel"])
 def test_the_whole_study_of_everyone_and_of_a_panel(data, tested: str) -> None:
@@ -230,11 +220,5 @@ def test_the_whole_study_of_everyone_and_of_a_panel(data, tested: str) -> None:
     lists = RankedLists.of(last.model, last.case, items["genres"], fits.data.users, boot, lambda *_: rng)
     assert lists.shares.sum(axis=1).to_numpy() == pytest.approx(np.ones(6))
     assert facts(fits, covered, segments, last, boot)["coverage_off"] == largest_miss(covered)
-    found = checks.Diagnosis.of(everyone, last, 50, rng)
-    table = checks.checks(fits, found, (0.01, 0.02), segments)
-    assert table["passed"].tolist() == (table["value"] <= table["limit"]).tolist()
-    causes = checks.failure_modes(found)[1]
-    assert checks.facts(table, causes, lists.shares, found)["passed"] == table["passed"].sum()
     shown = interval_figure(fits, segments), ranking_figure(lists, lists.contrasts(boot))
-    shown += checks.bound_figure(found, last.trials), checks.diagnosis_figure(found)
-    assert [len(figure.axes) for figure in shown] == [2, 2, 2, 3]
+    assert [len(figure.axes) for figure in shown] == [2, 2]

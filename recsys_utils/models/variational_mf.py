@@ -161,8 +161,6 @@ class VariationalMF(RatingModel):
     sweeps : at most; one updates every user, every item and the priors
     held_out : share of the ratings on which the number of sweeps is chosen, 0-0.5; 0 = all sweeps
     factor_share : share of the ratings' variance that the factors are given to begin with, > 0
-    learned : learn the variances; False keeps those of the beginning (to show what it costs)
-    biased : with b_u, b_m and mu; False leaves them out (to show what it costs)
     varied_noise : every user and item has a noise of its own; False gives all the same
     likelihood : of ratings as numbers, or as ordered categories ("ordinal", at most 20 values)
     batch_users : users in a mini-batch; 0 = every step takes all
@@ -191,8 +189,6 @@ class VariationalMF(RatingModel):
     sweeps: int = 20
     held_out: float = 0.05
     factor_share: float = 0.25
-    learned: bool = True
-    biased: bool = True
     varied_noise: bool = True
     likelihood: Literal["gaussian", "ordinal"] = "gaussian"
     batch_users: int = 0
@@ -318,12 +314,12 @@ class VariationalMF(RatingModel):
         """Priors to begin with, and items from the truncated SVD of what damped means leave unexplained."""
         width = max(1, min(self.n_factors, *(size - 1 for size in rated.shape))) + 1
         variance = max(float(np.var(rated.data, dtype=np.float64)), _LEAST)
-        self.mean = np.asarray(np.mean(rated.data, dtype=np.float64) if self.biased else 0.0)
+        self.mean = np.asarray(np.mean(rated.data, dtype=np.float64))
         self.noise = np.asarray(variance / 2)
         self.levels = np.unique(rated.data).astype(np.float64) if self._ordinal else np.empty(0)
         self.cuts = (self.levels[1:] + self.levels[:-1]) / 2
         self.user_prior = np.full(width, np.sqrt(self.factor_share * variance / (width - 1)))
-        self.user_prior[-1] = variance / 5 if self.biased else _LEAST * variance
+        self.user_prior[-1] = variance / 5
         self.item_prior = self.user_prior.copy()
         shape, counts = 5.0 if self.varied_noise else 0.0, np.bincount(rated.indices, minlength=rated.shape[1])
         users = Side.empty(np.diff(rated.indptr), self.user_prior, shape)
@@ -333,11 +329,10 @@ class VariationalMF(RatingModel):
         # in double precision: in single, which kernel of the BLAS a processor takes shows in the sixth digit of the fit
         off = rated.data.astype(np.float64) - float(self.mean)
         residual = csr_matrix((off, rated.indices, rated.indptr), shape=rated.shape)
-        if self.biased:
-            items.mean[:, -1] = residual.sum(axis=0) / (_DAMPING + items.counts)
-            residual.data -= items.mean[residual.indices, -1]
-            own = np.asarray(residual.sum(axis=1)).ravel() / (_DAMPING + users.counts)
-            residual.data -= np.repeat(own, users.counts)
+        items.mean[:, -1] = residual.sum(axis=0) / (_DAMPING + items.counts)
+        residual.data -= items.mean[residual.indices, -1]
+        own = np.asarray(residual.sum(axis=1)).ravel() / (_DAMPING + users.counts)
+        residual.data -= np.repeat(own, users.counts)
         _, size, right = randomized_svd(residual, width - 1, n_iter=4, random_state=child_seed(self.seed, "svd"))
         items.mean[:, :-1] = right.T * np.sqrt(size)
         for place, (i, j) in enumerate(zip(*np.tril_indices(width), strict=True)):
@@ -362,9 +357,8 @@ class VariationalMF(RatingModel):
         squared, residual, weight, spread, n, _ = sums
         if self._ordinal:
             return float(self._recut(columns, users, items) - spread / (2 * float(self.noise)))
-        if self.biased:
-            self.mean = self.mean + residual / weight
-            squared -= residual**2 / weight
+        self.mean = self.mean + residual / weight
+        squared -= residual**2 / weight
         self.noise = np.asarray(squared / n)
         return float(-n / 2 * (np.log(2 * np.pi * squared / n) + 1))
 
@@ -372,9 +366,7 @@ class VariationalMF(RatingModel):
         """Prior variances and shape that maximise the bound; returns what the bound owes to them."""
         known, prior = side.known, side.prior
         second = side.moment[:, _diagonal(len(prior))][known].mean(axis=0, dtype=np.float64)
-        if self.learned:
-            free = slice(None) if self.biased else slice(-1)
-            prior[free] = np.maximum(second, _LEAST * float(self.noise))[free]
+        prior[:] = np.maximum(second, _LEAST * float(self.noise))
         bound = -known.sum() / 2 * np.sum(np.log(prior) + second / prior - 1)
         if self.varied_noise:
             mean, counts = side.precision[known, 0], side.counts[known]
@@ -531,20 +523,6 @@ class VariationalMF(RatingModel):
             square[part] = np.einsum("np,np->n", one[row[part]], other[item[part]])
         noise = float(self.noise) * users.precision[row, 1] * items.precision[item, 1]
         return mean + float(self.mean), np.maximum(square - mean**2, 0) + noise
-
-    def leave_one_out(self, profiles: csr_matrix, stored: NDArray[np.int_]) -> tuple[Floats, Floats]:
-        """Expectation and standard deviation of stored ratings, each from its row without it.
-
-        ``stored`` are positions in ``profiles.data``. The item side stays as it was fitted: if it was fitted on these
-        ratings, it knows a little of each. Cost: one fold-in per rating.
-        """
-        row = np.searchsorted(profiles.indptr, stored, side="right") - 1
-        rest = profiles[row]
-        keep = np.ones(rest.nnz, bool)
-        keep[rest.indptr[:-1] + stored - profiles.indptr[row]] = False
-        indptr = rest.indptr - np.arange(len(rest.indptr))
-        left = csr_matrix((rest.data[keep], rest.indices[keep], indptr), shape=rest.shape)
-        return self.at(left, np.arange(len(row)), rest.indices[~keep])
 
 
 def _gammas(mean: Floats, counts: NDArray[Any], shape: float, *, latent: bool) -> tuple[float, float]:
