@@ -160,12 +160,16 @@ def code_lines(path: Path) -> int:
     return len(lines)
 
 
-LINES = 10_850  # why not fewer: CHANGELOG.md
+# Lines of code, at what is reached; they only ever go down. One package of 10,850 lines and notebooks of 3,604 became these
+# three: the notebooks' code is now the study's, and the library is what somebody else would import.
+LINES = {"recsys_utils": 5_869, "recsys_study": 5_782, "notebooks": 844}
 MODULES = [path for package in ("recsys_utils", "recsys_study") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def test_the_package_stays_small() -> None:
-    assert sum(code_lines(path) for path in MODULES) <= LINES
+def test_the_project_stays_small() -> None:
+    found = {name: sum(code_lines(p) for p in MODULES if name in p.relative_to(ROOT).parts[0]) for name in LINES}
+    found["notebooks"] = sum(len(lines_of(cell)) for path in NOTEBOOKS for cell in cells(path))
+    assert {name: n for name, n in found.items() if n > LINES[name]} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
