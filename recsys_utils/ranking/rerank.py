@@ -25,8 +25,9 @@ where relevance is the score, min-max scaled over the pool, and value is that of
   maximum a posteriori of a determinantal point process (Chen et al. 2018)
 - ``discount``: minus log(1 + popularity), divided by its maximum
 
-A new strategy joins :data:`STRATEGIES` with the signature of :class:`Strategy`. :func:`exposure_slot` is not among
-them: it depends on what other users were shown, so it works for batches only.
+An item counts as exploration where the plain ranking does not list it. A new strategy joins :data:`STRATEGIES` with
+the signature of :class:`Strategy`. :func:`exposure_slot` is not among them: it depends on what other users were shown,
+so it works for batches only.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from recsys_utils.evaluation.metrics import genre_matrix, pattern
 from recsys_utils.ranking.hybrid import candidates, normalise, ranked
 
 Floats = NDArray[np.float64]
+Items = NDArray[np.int32]
 
 MID_RANK = (0.5, 0.8)  # the part of the ranking that classic exploration draws from
 FEW_RATINGS = 2  # a genre with fewer ratings than this is new to the user
@@ -57,10 +59,15 @@ LAST = np.uint64(2**64 - 1)  # priority of what can't be picked
 
 
 class Lists(NamedTuple):
-    """(B, k) int32 item positions, -1 after the end of a short list, and (B, k) bool marking the exploration picks."""
+    """(B, k) int32 item positions, -1 after the end of a short list; (B, k) True where the plain ranking lacks them."""
 
-    items: NDArray[np.int32]
+    items: Items
     exploration: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, items: Items, plain: Items) -> Lists:
+        """Compare lists with the plain ones, (B, k) each."""
+        return cls(items, (items >= 0) & ~(items[:, :, None] == plain[:, None, :]).any(axis=2))
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Ranking:
 
     users: Sequence[str]
     profiles: csr_matrix
-    order: NDArray[np.int32]
+    order: Items
     size: NDArray[np.int64]
     relevance: Floats
 
@@ -136,7 +143,7 @@ class Ranking:
         relevance = normalise(np.take_along_axis(scores, head, axis=1), head >= 0).astype(np.float64)
         return cls(users, profiles, order, size, relevance)
 
-    def top(self, k: int) -> NDArray[np.int32]:
+    def top(self, k: int) -> Items:
         """(B, k) the first k positions, padded with -1 when k exceeds the facts."""
         head = self.order[:, :k]
         return np.pad(head, ((0, 0), (0, k - head.shape[1])), constant_values=-1)
@@ -153,13 +160,13 @@ class Ranking:
 
 
 class Strategy(Protocol):
-    """From a ranking to lists of length k.
+    """From a ranking to (B, k) items.
 
     ``ratio`` in [0, 1] is how far the strategy may depart from the ranking: the share of the slots (classic) or the
     weight lambda (re-rankers).
     """
 
-    def __call__(self, ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Lists: ...
+    def __call__(self, ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Items: ...
 
 
 def variant(strategy: str, ratio: float) -> str:
@@ -201,81 +208,59 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, facts:
         raise InputError(f"There is no diversity strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     if not 0 <= ratio <= 1:
         raise InputError(f"The diversity ratio is a share or a weight, from 0 to 1; got {ratio:g}.")
-    return STRATEGIES[strategy](ranking, ratio, k=k, facts=facts, seed=seed)
+    return Lists.of(STRATEGIES[strategy](ranking, ratio, k=k, facts=facts, seed=seed), ranking.top(k))
 
 
-# ---- the strategies
+# ---- classic strategies
 
 
-def _none(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Lists:
-    top = ranking.top(k)
-    return Lists(top, np.zeros(top.shape, bool))
+def _none(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int) -> Items:
+    return ranking.top(k)
 
 
-def _genre(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
-    counts = (~candidates(ranking.profiles)).astype(np.float32) @ facts.genres
-    new_genre = (counts < FEW_RATINGS) & ((counts > 0) | repaired)
-    has_new_genre = (facts.genres @ new_genre.T.astype(np.float32)).T > 0
-    eligible = ranking.middle & has_new_genre
-    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), eligible, _dice(ranking, seed))
+def _classic(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, name: str) -> Items:
+    """The last slots go to eligible items in a random order, or by popularity."""
+    repaired = name.endswith("-repaired")
+    if name.startswith("popular"):
+        eligible = candidates(ranking.profiles)
+        priority = np.argsort(np.argsort(-facts.popularity, kind="stable")).astype(np.uint64)
+    else:
+        eligible = ranking.middle
+        priority = _dice(tuple(ranking.users), len(facts.popularity), seed)
+    if name.startswith("genre"):
+        counts = (pattern(ranking.profiles) @ facts.genres).toarray()
+        new_genre = (counts < FEW_RATINGS) & ((counts > 0) | repaired)
+        eligible = eligible & ((facts.genres @ new_genre.T.astype(np.float32)).T > 0)
+    key = np.where(eligible, priority, LAST)
+    return _replace_last(ranking.top(k), slots(k, ratio, repaired=repaired), key)
 
 
-def _mid_rank(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
-    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), ranking.middle, _dice(ranking, seed))
-
-
-def _popular(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, repaired: bool) -> Lists:
-    eligible = candidates(ranking.profiles)
-    position = np.argsort(np.argsort(-facts.popularity, kind="stable")).astype(np.uint64)
-    return _replace_last(ranking, k, slots(k, ratio, repaired=repaired), eligible, position)
-
-
-STRATEGIES: dict[str, Strategy] = {"none": _none}
-for _name, _strategy in (("genre", _genre), ("mid-rank", _mid_rank), ("popular", _popular)):
-    STRATEGIES[_name] = partial(_strategy, repaired=False)
-    STRATEGIES[f"{_name}-repaired"] = partial(_strategy, repaired=True)
-CLASSIC = tuple(STRATEGIES)[1:]  # with their repaired forms: ``ratio`` is a share of slots
-
-
-def _replace_last(ranking: Ranking, k: int, m: int, eligible: NDArray[np.bool_], priority: NDArray[np.uint64]) -> Lists:
-    """Give the last m of k slots to the eligible items of lowest priority that the slots before do not hold.
+def _replace_last(top: Items, m: int, key: NDArray[np.uint64]) -> Items:
+    """Give the last m slots to the items of lowest key that the slots before do not hold; none with key LAST.
 
     Where fewer than m items are eligible the ranking keeps its items, and the picks are at the very end.
     """
-    top = ranking.top(k)
     if m == 0:
-        return Lists(top, np.zeros(top.shape, bool))
-    kept, window = top[:, : k - m], top[:, k - m :]
-    free = eligible.copy()
-    row, column = np.nonzero(kept >= 0)
-    free[row, kept[row, column]] = False
-    key = np.where(free, priority, LAST)
+        return top
+    lists, start = top.copy(), top.shape[1] - m
+    row, column = np.nonzero(top[:, :start] >= 0)
+    key[row, top[row, column]] = LAST
     first = np.argpartition(key, range(min(m, key.shape[1])), axis=1)[:, :m]
-    picks = np.where(np.take_along_axis(key, first, axis=1) < LAST, first, -1)
-    n_picks = (picks >= 0).sum(axis=1, keepdims=True)
-    stays = (window >= 0) & ~(window[:, :, None] == picks[:, None, :]).any(axis=2)
-    stays &= np.cumsum(stays, axis=1) <= m - n_picks
-    both, used = np.hstack([window, picks]), np.hstack([stays, picks >= 0])
-    chosen = np.argsort(~used, axis=1, kind="stable")[:, :m]
-    tail = np.where(np.take_along_axis(used, chosen, axis=1), np.take_along_axis(both, chosen, axis=1), -1)
-    explored = (chosen >= m) & (tail >= 0)
-    return Lists(np.hstack([kept, tail]).astype(np.int32), np.hstack([np.zeros(kept.shape, bool), explored]))
+    for mine, picks, keys in zip(lists[:, start:], first.tolist(), np.take_along_axis(key, first, axis=1), strict=True):
+        picks = picks[: np.count_nonzero(keys < LAST)]
+        stays = [item for item in mine.tolist() if item >= 0 and item not in picks][: m - len(picks)]
+        mine[:] = [*stays, *picks, *[-1] * m][:m]
+    return lists
 
 
-def _dice(ranking: Ranking, seed: int) -> NDArray[np.uint64]:
+@lru_cache(maxsize=1)  # the random strategies share it
+def _dice(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint64]:
     """(B, I) random priorities: a hash (splitmix64, Steele et al. 2014) of seed, user id and item."""
-    return _hashes(tuple(ranking.users), ranking.order.shape[1], seed)
-
-
-@lru_cache(maxsize=1)
-def _hashes(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint64]:
     user = np.array([child_seed(seed, "diversity", name) for name in users]).astype(np.uint64)
     z = ((user[:, None] << np.uint64(32)) | np.arange(n_items).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    mixed.flags.writeable = False  # shared by the strategies
-    return mixed
+    return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 # ---- re-rankers
@@ -358,23 +343,24 @@ EXPOSURE = "exposure"  # the strategy of exposure_slot
 GENRE_BASED = ("genre", "genre-repaired", "mmr", "xquad", "calibration", "dpp")  # need a catalogue with genres
 
 
-def _greedy(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, rule: Rule) -> Lists:
+def _greedy(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, rule: Rule) -> Items:
     """Slot by slot the best item of the pool, ties by the ranking; items after the pool keep their order."""
     pool = ranking.order[:, : ranking.relevance.shape[1]]
     values = rule(Pool(facts.mix[pool], facts.profile_mix(ranking.profiles), facts.fame[pool]))
-    value, free, top = next(values), pool >= 0, ranking.top(k)
-    lists = top.copy()
+    value, free, lists = next(values), pool >= 0, ranking.top(k).copy()
     for slot in range(min(k, pool.shape[1])):
         gain = (1 - ratio) * ranking.relevance + ratio * value
         chosen = np.where(free, gain, -np.inf).argmax(axis=1)
         lists[:, slot] = np.where(_at(free, chosen), _at(pool, chosen), -1)
         np.put_along_axis(free, chosen[:, None], False, axis=1)
         value = values.send(chosen)
-    return Lists(lists, _not_in(lists, top))
+    return lists
 
 
-for _name, _rule in RULES.items():
-    STRATEGIES[_name] = partial(_greedy, rule=_rule)
+CLASSIC = ("genre", "genre-repaired", "mid-rank", "mid-rank-repaired", "popular", "popular-repaired")
+STRATEGIES: dict[str, Strategy] = {"none": _none}
+STRATEGIES |= {name: partial(_classic, name=name) for name in CLASSIC}  # ``ratio`` is a share of slots
+STRATEGIES |= {name: partial(_greedy, rule=rule) for name, rule in RULES.items()}
 
 
 def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k: int = 10) -> Lists:
@@ -392,19 +378,12 @@ def exposure_slot(ranking: Ranking, ratio: float, shown: NDArray[np.int64], *, k
     >>> exposure_slot(ranking, 0.9, np.zeros(4, np.int64), k=2).items.tolist()
     [[0, 1], [0, 2]]
     """
-    top = ranking.top(k)
-    lists = top.copy()
-    pools = ranking.order[:, : ranking.relevance.shape[1]]
-    for row, (pool, relevance) in enumerate(zip(pools, ranking.relevance, strict=True)):
-        shown[lists[row, : k - 1][lists[row, : k - 1] >= 0]] += 1
-        rest, value = pool[k - 1 :][pool[k - 1 :] >= 0], relevance[k - 1 :]
+    lists, pools = ranking.top(k).copy(), ranking.order[:, : ranking.relevance.shape[1]]
+    for mine, pool, relevance in zip(lists, pools, ranking.relevance, strict=True):
+        shown[mine[: k - 1][mine[: k - 1] >= 0]] += 1
+        rest = pool[k - 1 :][pool[k - 1 :] >= 0]
         if rest.size:
-            gain = (1 - ratio) * value[: rest.size] + ratio / (1 + shown[rest])
-            lists[row, k - 1] = rest[gain.argmax()]
-            shown[lists[row, k - 1]] += 1
-    return Lists(lists, _not_in(lists, top))
-
-
-def _not_in(lists: NDArray[np.int32], top: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(B, k) True for the items of the lists that the plain ones do not hold."""
-    return np.asarray((lists >= 0) & ~(lists[:, :, None] == top[:, None, :]).any(axis=2))
+            gain = (1 - ratio) * relevance[k - 1 :][: rest.size] + ratio / (1 + shown[rest])
+            mine[k - 1] = rest[gain.argmax()]
+            shown[mine[k - 1]] += 1
+    return Lists.of(lists, ranking.top(k))
