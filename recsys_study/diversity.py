@@ -6,37 +6,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from textwrap import fill
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_study.figures import intervals
 from recsys_study.findings import Contrast
-from recsys_utils.base import Recommender
+from recsys_utils.base import USER, Recommender
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import Case, check_tuning, measure, rank_and_measure, user_blocks
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, jackknife, metric_rows
+from recsys_utils.ranking import rerank
 from recsys_utils.ranking.hybrid import AlphaCurve, Hybrid
-from recsys_utils.ranking.rerank import (
-    CLASSIC,
-    EXPOSURE,
-    GENRE_BASED,
-    RULES,
-    STRATEGIES,
-    ItemFacts,
-    Lists,
-    Ranking,
-    exposure_slot,
-    rerank,
-    variant,
-)
+from recsys_utils.ranking.rerank import CLASSIC, EXPOSURE, STRATEGIES, ItemFacts, Lists, Ranking, variant
 
 NDCG = "ndcg@10"
 OUTSIDE = "outside_top3@10"
@@ -44,10 +32,10 @@ PLAIN = ("none", 0.0)
 Floats = NDArray[np.float64]
 Setting = tuple[str, float]  # strategy, ratio or lambda
 Choice = Mapping[str, Any]  # a blend's settings, see ``recommend.hybrid_from``
-DIVERSITY = {  # metric: axis label, whether less is better
-    "ild@10": ("genre distance within a list", False), "coverage@10": ("catalogue coverage", False),
-    "gini@10": ("Gini index of exposure", True), "novelty@10": ("novelty, bits", False),
-    "serendipity@10": ("serendipity", False), "calibration_error@10": ("calibration error, nats", True),
+DIVERSITY = {  # metric: name, unit, sign of what is better
+    "ild@10": ("genre distance within a list", "", 1), "coverage@10": ("catalogue coverage", "", 1),
+    "gini@10": ("Gini index of exposure", "", -1), "novelty@10": ("novelty", "bits", 1),
+    "serendipity@10": ("serendipity", "", 1), "calibration_error@10": ("calibration error", "nats", -1),
 }  # fmt: skip
 REPORTED = (NDCG, *DIVERSITY, "ild_tfidf@10", "popularity_lift@10")
 OF_GENRES = ("ild@10", "calibration_error@10")  # undefined in a catalogue without genres
@@ -63,8 +51,6 @@ _OF_ALL = {  # of all lists together, and without each
     "gini@10": (metrics.gini, metrics.gini_without_each),
 }
 _ENDS = {"": "value", " low": "ci_low", " high": "ci_high"}  # of an estimate, by the end of a column's name
-_DRAWN = (*RULES, EXPOSURE, "genre-repaired", "mid-rank-repaired", "popular-repaired")
-_LOOKS = {name: (f"C{number}", marker) for number, (name, marker) in enumerate(zip(_DRAWN, "os^DvP<>X", strict=True))}
 
 
 def setting_name(strategy: str, ratio: float) -> str:
@@ -84,15 +70,7 @@ def settings(ratios: Sequence[float], lambdas: Mapping[str, Sequence[float]], *,
     """Every classic strategy at every ratio, every re-ranking strategy at its weights; without genres fewer."""
     found = [(strategy, ratio) for strategy in CLASSIC for ratio in ratios if ratio > 0]
     found += [(strategy, weight) for strategy, weights in lambdas.items() for weight in weights]
-    return [setting for setting in found if genres or setting[0] not in GENRE_BASED]
-
-
-def label(metric: str) -> str:
-    """
-    >>> label("calibration_error@10"), label("ild@10")
-    ('calibration error', 'genre distance within a list')
-    """
-    return DIVERSITY[metric][0].partition(",")[0]
+    return [setting for setting in found if genres or setting[0] not in rerank.GENRE_BASED]
 
 
 @dataclass(frozen=True)
@@ -115,7 +93,7 @@ class Goal:
         ('calibration error -20%', 'catalogue coverage of at least 0.3')
         """
         form = {"relative": "{:+.0%}", "change": "{:+g}", "level": "of at least {:g}"}[self.kind]
-        return f"{label(self.metric)} {form.format(self.target)}"
+        return f"{DIVERSITY[self.metric][0]} {form.format(self.target)}"
 
     def share(self, value: float, plain: float) -> float:
         """How much of the target a metric reaches, 1 = just reached."""
@@ -158,7 +136,7 @@ class Study:
     def points(self) -> dict[Setting, dict[str, float]]:
         """Every metric by setting, without intervals: enough to choose by."""
         found = {setting: dict(table.mean(numeric_only=True)) for setting, table in self.values.items()}
-        return {s: f | {name: self._of_all(name, s)[0] for name in _OF_ALL} for s, f in found.items()}
+        return {s: f | {name: float(self.of_all(name, s)[0]) for name in _OF_ALL} for s, f in found.items()}
 
     @cached_property
     def shares(self) -> dict[Goal, dict[Setting, float]]:
@@ -193,32 +171,37 @@ class Study:
 
     # ---- with intervals
 
-    def estimates(self, setting: Setting) -> dict[str, Estimate]:
-        """Every metric of a setting: bootstrap over users, jackknife for coverage and Gini."""
-        found = self._means(self.values[setting].drop(columns="user_id"))
-        return found | {name: jackknife(*self._of_all(name, setting)) for name in _OF_ALL}
+    def estimates(self, setting: Setting, *, less_plain: bool = False) -> dict[str, Estimate]:
+        """Every metric of a setting, or its gain over the plain ranking, paired by user.
 
-    def gains(self, setting: Setting) -> dict[str, Estimate]:
-        """Every metric less that of the plain ranking, paired by user."""
-        mine, plain = (self.values[s].drop(columns="user_id") for s in (setting, PLAIN))
-        found = self._means(mine - plain)
-        for name in _OF_ALL:
-            (value, without), (usual, usual_without) = self._of_all(name, setting), self._of_all(name, PLAIN)
-            found[name] = jackknife(value - usual, without - usual_without, bounds=(-1, 1))
-        return found
+        Bootstrap over users; jackknife for coverage and Gini.
+        """
+        values = self.values[setting].drop(columns=USER)
+        of_all = {name: self.of_all(name, setting) for name in _OF_ALL}
+        if less_plain:
+            values = values - self.values[PLAIN].drop(columns=USER)
+            of_all = {name: found - self.of_all(name, PLAIN) for name, found in of_all.items()}
+        bounds = (-float(less_plain), 1.0)
+        return self.means(values) | {name: jackknife(f[0], f[1:], bounds) for name, f in of_all.items()}
 
-    def _means(self, table: pd.DataFrame) -> dict[str, Estimate]:
-        return dict(zip(map(str, table), self.boot.means(table.to_numpy(np.float64)), strict=True))
+    def means(self, values: pd.DataFrame) -> dict[str, Estimate]:
+        """Mean of each column over users, NaN left out."""
+        return dict(zip(map(str, values), self.boot.means(values.to_numpy(np.float64)), strict=True))
 
-    def relative_gain(self, metric: str, setting: Setting) -> Estimate:
-        """A per-user metric relative to that of the plain ranking, less 1: -.02 is "2 % lost"."""
-        mine, plain = self.values[setting][metric].to_numpy(), self.values[PLAIN][metric].to_numpy()
-        return self.boot.relative_difference(mine, plain)
+    def of_all(self, name: str, setting: Setting) -> Floats:
+        """(1 + B,) coverage or Gini of all lists, and without each user's."""
+        whole, without = _OF_ALL[name]
+        lists, n_items = self.lists[setting].items, self.case.relevant.shape[1]
+        return np.append(whole(lists, n_items), without(lists, n_items))
+
+    def cost(self, setting: Setting) -> Estimate:
+        """ndcg relative to that of the plain ranking, less 1: -.02 is "2 % lost"."""
+        return self.boot.relative_difference(*(self.values[s][NDCG].to_numpy() for s in (setting, PLAIN)))
 
     def improvement(self, setting: Setting) -> Estimate:
         """By how much the metric of the first goal gets better (without genres: novelty)."""
-        gain = [self.values[s][self.aim].to_numpy() for s in (setting, PLAIN)]
-        return self.boot.difference(*(reversed(gain) if DIVERSITY[self.aim][1] else gain))
+        pair = (setting, PLAIN)[:: DIVERSITY[self.aim][2]]
+        return self.boot.difference(*(self.values[s][self.aim].to_numpy() for s in pair))
 
     @property
     def aim(self) -> str:
@@ -227,7 +210,7 @@ class Study:
 
     def reached(self, goal: Goal, setting: Setting, max_loss: float) -> dict[str, Any]:
         """A row of a table: how much of a goal's target a setting reaches, and its change of ndcg with interval."""
-        share, loss = self.shares[goal][setting], self.relative_gain(NDCG, setting)
+        share, loss = self.shares[goal][setting], self.cost(setting)
         outcome = "missed" if share < 1 else "reached" if loss.value >= -max_loss else "reached, over budget"
         row = {"goal": str(goal), "strategy": setting_name(*setting), "share of the target": share}
         return row | loss.evidence("ndcg@10, relative") | {"outcome": outcome}
@@ -241,12 +224,12 @@ class Study:
         rows = []
         for setting, (items, picked) in self.lists.items():
             plain = self.lists[PLAIN].items
-            displaced = ~(plain[:, :, None] == items[:, None, :]).any(axis=2)
             row = {
                 "strategy": setting[0], "ratio": setting[1], "picks": float(picked.sum(axis=1).mean()),
-                "relevant": self._relevant(items, picked), "displaced": self._relevant(plain, displaced),
+                "relevant": self._relevant(items, picked),
+                "displaced": self._relevant(plain, Lists.of(plain, items).exploration),
             }  # fmt: skip
-            found = self.gains(setting) | {NDCG: self.relative_gain(NDCG, setting)}
+            found = self.estimates(setting, less_plain=True) | {NDCG: self.cost(setting)}
             known = [name for name in (NDCG, *DIVERSITY) if name in found]
             rows.append(row | {name + end: getattr(found[name], at) for name in known for end, at in _ENDS.items()})
         return pd.DataFrame(rows)
@@ -254,9 +237,9 @@ class Study:
     def rows(self) -> pd.DataFrame:
         """The rows of metrics.csv."""
         found = {s: {name: e for name, e in self.estimates(s).items() if name in REPORTED} for s in self.lists}
-        return pd.concat([self._named(e, s) for s, e in found.items()], ignore_index=True)
+        return pd.concat([self.named(e, s) for s, e in found.items()], ignore_index=True)
 
-    def _named(self, estimates: Mapping[str, Estimate], setting: Setting, segment: str = "all") -> pd.DataFrame:
+    def named(self, estimates: Mapping[str, Estimate], setting: Setting, segment: str = "all") -> pd.DataFrame:
         name = f"{variant(*setting)};relevance={self.relevance}"
         return metric_rows(estimates, protocol=self.protocol, model="blend", variant=name, segment=segment)
 
@@ -266,12 +249,6 @@ class Study:
         if row.size == 0:
             return float("nan")
         return float((np.asarray(self.case.relevant[row, items[row, slot]]) != 0).mean())
-
-    def _of_all(self, name: str, setting: Setting) -> tuple[float, metrics.PerUser]:
-        """Coverage or Gini of all lists, and without each."""
-        whole, without = _OF_ALL[name]
-        lists, n_items = self.lists[setting].items, self.case.relevant.shape[1]
-        return whole(lists, n_items), without(lists, n_items)
 
 
 def study(
@@ -299,9 +276,9 @@ def study(
         ranking = Ranking.of(model.scores(profiles), profiles, users)
         for setting, found in parts.items():
             if setting[0] == EXPOSURE:
-                found.append(exposure_slot(ranking, setting[1], shown[setting], k=k))
+                found.append(rerank.exposure_slot(ranking, setting[1], shown[setting], k=k))
             else:
-                found.append(rerank(ranking, *setting, k=k, facts=facts, seed=seed))
+                found.append(rerank.rerank(ranking, *setting, k=k, facts=facts, seed=seed))
     lists = {setting: Lists(*map(np.concatenate, zip(*found, strict=True))) for setting, found in parts.items()}
     unknown = [] if facts.genre_names else list(OF_GENRES)
     measured = {s: measure(found.items, case, k, traits=traits).drop(columns=unknown) for s, found in lists.items()}
@@ -351,19 +328,15 @@ def by_taste(found: Study, groups: Mapping[str, NDArray[np.object_]], settings: 
 
     ``change``, ``change low``, ``change high``: the metric less that of the plain ranking, paired by user.
     """
+    known = [m for m in (NDCG, OUTSIDE, *OF_GENRES, "novelty@10") if m in found.values[PLAIN]]
+    segments = [(f"{name}={v}", group == v) for name, group in groups.items() for v in np.unique(group)]
     tables = []
-    for segment, inside in ((f"{name}={v}", group == v) for name, group in groups.items() for v in np.unique(group)):
-        values = {
-            setting: found.values[setting][inside].reindex(range(len(inside)))
-            for setting in dict.fromkeys((PLAIN, *settings))
-        }
-        part = replace(found, values=values)
-        for setting, table in values.items():
-            wanted = [m for m in (NDCG, OUTSIDE, *OF_GENRES, "novelty@10") if m in table]
-            estimates, gains = part.estimates(setting), part.gains(setting)
-            rows = found._named({m: estimates[m] for m in wanted}, setting, segment=segment)
-            changes = {f"change{end}": [getattr(gains[m], at) for m in wanted] for end, at in _ENDS.items()}
-            tables.append(rows.assign(strategy=setting[0], **changes))
+    for (segment, inside), setting in product(segments, dict.fromkeys((PLAIN, *settings))):
+        mine, plain = (found.values[s].loc[inside, known].reindex(range(len(inside))) for s in (setting, PLAIN))
+        gains = found.means(mine - plain)
+        changes = {f"change{end}": [getattr(gains[m], at) for m in known] for end, at in _ENDS.items()}
+        rows = found.named(found.means(mine), setting, segment=segment)
+        tables.append(rows.assign(strategy=setting[0], **changes))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -390,19 +363,17 @@ def tune_base(
     -------
     (ndcg@10 on ``case``, choice) of all that was tried, the best first
     """
-    tried: list[tuple[float, dict[str, Any]]] = []
 
-    def judge(blend: Hybrid, option: dict[str, Any]) -> bool:
-        tried.append((float(rank_and_measure(blend, case)[NDCG].mean()), option))
-        return tried[-1][0] == max(value for value, _ in tried)
+    def judged(blend: Hybrid, option: Choice) -> tuple[float, dict[str, Any], Hybrid]:
+        return float(rank_and_measure(blend, case)[NDCG].mean()), dict(option), blend
 
-    for option in [dict(choice), *({**choice, "cf": "ease", "settings": dict(s)} for s in settings)]:
-        if judge(blend := build(option).fit(case.train), option):
-            best = blend, option
-    for alpha in alphas:
-        best[0].curve = AlphaCurve("constant", (0,), (float(alpha),))
-        judge(best[0], best[1] | {"curve": best[0].curve.to_json()})
-    return sorted(tried, key=lambda pair: -pair[0])
+    options = [choice, *({**choice, "cf": "ease", "settings": dict(s)} for s in settings)]
+    tried = [judged(build(option).fit(case.train), option) for option in options]
+    _, best, blend = max(tried, key=lambda trial: trial[0])
+    for curve in (AlphaCurve("constant", (0,), (float(alpha),)) for alpha in alphas):
+        blend.curve = curve
+        tried.append(judged(blend, {**best, "curve": curve.to_json()}))
+    return sorted(((value, option) for value, option, _ in tried), key=lambda pair: -pair[0])
 
 
 def run_trial(
@@ -444,13 +415,11 @@ def knee_table(trials: Mapping[str, Trial], max_loss: float) -> pd.DataFrame:
     Where it works in batches only, what can be served to one person has a row of its own.
     """
     rows = []
-    for (name, (_, tuning, test)), alone in product(trials.items(), (False, True)):
-        for goal in tuning.shares:
-            if alone and tuning.knee(goal, max_loss)[0] != EXPOSURE:
-                continue
-            knee = tuning.knee(goal, max_loss, servable=alone)
-            rows.append({"protocol": name, "to one person": alone or knee[0] != EXPOSURE}
-                        | test.reached(goal, knee, max_loss) | {"knee": knee})  # fmt: skip
+    for (name, (_, tuning, test)), goal in product(trials.items(), GOALS):
+        names = (tuning.knee(goal, max_loss, servable=alone) for alone in (False, True) if goal in tuning.shares)
+        for knee in dict.fromkeys(names):
+            row = {"protocol": name, "to one person": knee[0] in STRATEGIES, "knee": knee}
+            rows.append(row | test.reached(goal, knee, max_loss))
     return pd.DataFrame(rows)
 
 
@@ -462,18 +431,17 @@ def judged_setting(tuning: Study, max_loss: float) -> Setting:
 
 def contrasts(trial: Trial, max_loss: float) -> list[Contrast]:
     """The declared contrast, what it costs, and what the knee of each goal costs."""
-    setting, unit = judged_setting(trial.tuning, max_loss), "share of ndcg@10"
-    knees = {goal.metric.partition("@")[0]: trial.tuning.knee(goal, max_loss) for goal in trial.tuning.shares}
-    improved, aim = trial.test.improvement(setting), DIVERSITY[trial.test.aim][0]
-    name = f"{setting_name(*setting)} instead of the plain ranking"
-    of = f"{label(trial.test.aim)}, sign turned so that more is better" if DIVERSITY[trial.test.aim][1] else aim
-    first = Contrast.from_estimate("served-plain", name, improved, of=of, unit=aim.partition(", ")[2], primary=True)
-    return [first] + [
-        Contrast.from_estimate(
-            id, f"{setting_name(*s)} instead of the plain ranking", trial.test.relative_gain(NDCG, s),
-            of="ndcg@10, relative", unit=unit, margin=max_loss,
-        )
-        for id, s in {"cost": setting, **{f"cost-{metric}": knee for metric, knee in knees.items()}}.items()
+    tuning, test = trial.tuning, trial.test
+    setting, (aim, unit, sign) = judged_setting(tuning, max_loss), DIVERSITY[test.aim]
+    label = "{} instead of the plain ranking"
+    of = aim + ", sign turned so that more is better" * (sign < 0)
+    knees = {f"cost-{goal.metric.partition('@')[0]}": tuning.knee(goal, max_loss) for goal in tuning.shares}
+    costs = {"cost": setting, **knees}
+    main = label.format(setting_name(*setting)), test.improvement(setting)
+    return [Contrast.from_estimate("served-plain", *main, of=of, unit=unit, primary=True)] + [
+        Contrast.from_estimate(id, label.format(setting_name(*s)), test.cost(s), of="ndcg@10, relative",
+                               unit="share of ndcg@10", margin=max_loss)
+        for id, s in costs.items()
     ]  # fmt: skip
 
 
@@ -497,19 +465,14 @@ def changes_by_taste(segments: pd.DataFrame, setting: Setting) -> Figure:
     rows = segments[segments["variant"].str.startswith(variant(*setting) + ";")]
     rows = rows.assign(segment=rows["segment"].str.replace("-taste=", ": "))
     measured = [metric for metric in (OUTSIDE, "ild@10", NDCG, "novelty@10") if metric in set(rows["metric"])]
-    figure, axes = plt.subplots(1, len(measured), figsize=(2.6 * len(measured), 2.9), sharey=True)
-    for ax, metric in zip(np.atleast_1d(axes), measured, strict=True):
-        names = {"value": "change", "low": "change low", "high": "change high"}
-        intervals(ax, rows[rows["metric"] == metric], label="segment", **names)
+    figure, axes = plt.subplots(1, len(measured), figsize=(2.6 * len(measured), 2.9), sharey=True, squeeze=False)
+    for ax, metric in zip(axes.flat, measured, strict=True):
+        part = rows[rows["metric"] == metric]
+        intervals(ax, part, label="segment", value="change", low="change low", high="change high")
         ax.locator_params(axis="x", nbins=3)
         ax.axvline(0, color="0.4", linewidth=0.9)
         ax.set_xlabel(f"change in {metric.removesuffix('@10').replace('outside_top3', 'share outside')}")
     return figure
-
-
-def drawn(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plain ranking and of the strategies that figures show; of the classic ones the repaired form."""
-    return summary[summary["strategy"].isin((PLAIN[0], *_LOOKS))]
 
 
 def pareto(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -519,54 +482,33 @@ def pareto(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
     >>> pareto(table, "ild@10").index.tolist()
     [1, 0]
     """
-    sign = -1 if DIVERSITY[metric][1] else 1
-    order = summary.assign(gain=sign * summary[metric]).sort_values([NDCG, "gain"], ascending=False, kind="stable")
+    better = DIVERSITY[metric][2] * summary[metric]
+    order = summary.assign(gain=better).sort_values([NDCG, "gain"], ascending=False, kind="stable")
     ahead = order["gain"] > order["gain"].cummax().shift(fill_value=-np.inf)
     return order[ahead].iloc[::-1]
 
 
-def tradeoff(summary: pd.DataFrame, max_loss: float) -> Figure:
-    """ndcg against each kind of diversity: a line per strategy with intervals, the Pareto front behind them."""
-    summary = drawn(summary)
+def tradeoff(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
+    """ndcg against each kind of diversity: a line per strategy with intervals, the Pareto front behind them.
+
+    Of the classic strategies the repaired form is drawn; what is served is ringed.
+    """
+    at = summary[(summary["strategy"] == served[0]) & np.isclose(summary["ratio"], served[1])]
+    summary = summary[~(summary["strategy"] + "-repaired").isin(CLASSIC)]
     known = [metric for metric in DIVERSITY if metric in summary]
-    height = -(-len(known) // 2)
-    figure, axes = plt.subplots(height, 2, figsize=(8.2, 3.3 * height), sharey=True, squeeze=False)
+    rows = -(-len(known) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(8.2, 3.3 * rows), sharey=True, squeeze=False)
     for ax, metric in zip(axes.flat, known, strict=False):
-        _panel(ax, summary, metric, max_loss)
-    figure.supylabel("change in ndcg@10, %", fontsize=10)
+        best = pareto(summary, metric)
+        ax.plot(best[metric], best[NDCG], color="#ffd97a", linewidth=7, label="Pareto front")
+        for (name, part), marker in zip(summary.groupby("strategy", sort=False), "*os^DvP<>X", strict=False):
+            x, y = (np.abs(part[[f"{m} low", f"{m} high"]].T - part[m]) for m in (metric, NDCG))
+            ax.errorbar(part[metric], part[NDCG], y, x, marker=marker, markersize=4.5, elinewidth=0.6, label=name)
+        ax.plot(at[metric], at[NDCG], "o", markersize=15, fillstyle="none", color="black", label="served")
+        ax.axhline(-max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
+        name, unit, sign = DIVERSITY[metric]
+        ax.set_xlabel(f"change in {name}{unit and ', ' + unit}{' (less is better)' * (sign < 0)}")
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.supylabel("change in ndcg@10", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
-
-
-def tradeoff_of_served(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
-    """The panel of :func:`tradeoff` for calibration (without genres novelty), the served setting ringed."""
-    metric = next(metric for metric in ("calibration_error@10", "novelty@10") if metric in summary)
-    figure, ax = plt.subplots(figsize=(7.6, 4.8))
-    _panel(ax, drawn(summary), metric, max_loss)
-    ax.set_ylabel("change in ndcg@10, %")
-    at = summary[(summary["strategy"] == served[0]) & np.isclose(summary["ratio"], served[1])]
-    x, y = (at[metric].iloc[0], 100 * at[NDCG].iloc[0]) if len(at) and served != PLAIN else (0.0, 0.0)
-    ax.plot(x, y, "o", markersize=17, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.6, zorder=6)
-    ax.annotate(
-        fill(f"served: {setting_name(*served)}", 30), (x, y), (0.02, 0.06), textcoords="axes fraction", zorder=7,
-        bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0}, arrowprops={"arrowstyle": "-"},
-    )  # fmt: skip
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-def _panel(ax: Axes, summary: pd.DataFrame, metric: str, max_loss: float) -> None:
-    """ndcg against one kind of diversity."""
-    best = pareto(summary, metric)
-    ax.plot(best[metric], 100 * best[NDCG], color="#ffd97a", linewidth=7, solid_capstyle="round", label="Pareto front")
-    for strategy in summary["strategy"][summary["strategy"] != PLAIN[0]].unique():
-        part, (colour, marker) = summary[summary["strategy"] == strategy], _LOOKS[strategy]
-        x, y, low, high = part[metric], *(100 * part[NDCG + end] for end in ("", " low", " high"))
-        ax.errorbar(
-            x, y, xerr=[x - part[f"{metric} low"], part[f"{metric} high"] - x], yerr=[y - low, high - y],
-            color=colour, marker=marker, markersize=4.5, elinewidth=0.6, linewidth=1.1, label=strategy,
-        )  # fmt: skip
-    ax.axhline(-100 * max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
-    ax.plot(0, 0, marker="*", color="black", markersize=11, linestyle="none", zorder=5, label="plain ranking")
-    ax.set_xlabel(f"change in {DIVERSITY[metric][0]}{' (less is better)' * DIVERSITY[metric][1]}")
-    ax.locator_params(axis="x", nbins=6)
