@@ -508,7 +508,7 @@ def tradeoff(summary: pd.DataFrame, max_loss: float, served: Setting) -> Figure:
         ax.axhline(-max_loss, color="0.4", linewidth=0.9, linestyle="--", label="budget")
         name, unit, sign = DIVERSITY[metric]
         ax.set_xlabel(f"change in {name}{unit and ', ' + unit}{' (less is better)' * (sign < 0)}")
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.supylabel("change in ndcg@10", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
