@@ -23,13 +23,12 @@ from scipy.sparse import csr_matrix
 from recsys_study.figures import differences
 from recsys_study.findings import Contrast, plain
 from recsys_study.stage_files import METRIC_COLUMNS
-from recsys_utils.base import USER, Recommender, Scale, Scores, child_rng, counted
+from recsys_utils.base import USER, Recommender, Scores, child_rng, counted
 from recsys_utils.data.interactions import DAY, Interactions
-from recsys_utils.data.synthetic import World, generate_world
 from recsys_utils.evaluation import metrics, protocols
 from recsys_utils.evaluation.protocols import Case, Timeline, measure, profile_size_cases, rank_and_measure, rank_lists
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference, verdict
-from recsys_utils.models.rankers import EASE, Popularity
+from recsys_utils.models.rankers import Popularity
 from recsys_utils.models.surprise_models import SVD, SurpriseModel, predict_by_surprise
 
 NDCG = "ndcg@10"
@@ -176,16 +175,10 @@ class AgeStudy:
 
     def metric_rows(self) -> pd.DataFrame:
         """The rows of metrics.csv."""
-        columns = self.values.to_numpy()
-        estimates: dict[Any, Estimate] = (
-            dict(zip(self.values, self.bootstrap.means(columns), strict=True)) if self.ages else {}
-        )
-        fixed = {"protocol": "ranking-time", "segment": "all"}
-        rows = [
-            fixed | {"model": m, "variant": f"{v};relevance=liked"} | e.evidence(NDCG)
-            for (m, v), e in estimates.items()
-        ]
-        return pd.DataFrame(rows, columns=METRIC_COLUMNS[1:])
+        estimates = self.bootstrap.means(self.values.to_numpy()) if self.ages else []
+        found = pd.DataFrame([e.evidence(NDCG) for e in estimates], columns=METRIC_COLUMNS[5:])
+        found = found.join(self.values.columns.to_frame(index=False))
+        return found.assign(protocol="ranking-time", segment="all", variant=found["variant"] + ";relevance=liked")
 
 
 def study_ages(
@@ -248,33 +241,6 @@ def _at_refit(
     return pd.concat(tables)
 
 
-WORLDS = {
-    "nothing changes": World(), "tastes change": World(taste_days=60), "items arrive, slow": World(vogue_days=500),
-    "items arrive, fast": World(vogue_days=40),
-}  # fmt: skip
-
-
-def known_truth(jobs: int = 1) -> pd.DataFrame:
-    """The losses of :class:`AgeStudy` on generated audiences; ``planted``: the true loss of an old model against fresh.
-
-    ``safe_age`` is the one found, ``planted_safe_age`` the true one.
-    """
-    tables = []
-    for name, world in WORLDS.items():
-        audience = Interactions.from_frame(generate_world(world), scale=Scale(1, 5))
-        found = study_ages(
-            audience, [EASE(reg=50.0, binarise="liked")], ages=[1, 7, 30, 60], refit_days=7, warm_up_days=14,
-            max_refits=10, seed=world.seed, jobs=jobs,
-        )  # fmt: skip
-        lost = {age: world.unknown(age) * found.facts()["fresh_ndcg"] for age in found.ages}
-        planted = -found.losses["age"].map(lost).where(found.losses["against"] == FRESH)
-        true_age = max((age for age, loss in lost.items() if loss < MARGIN), default=0)
-        tables.append(
-            found.losses.assign(world=name, planted=planted, safe_age=found.safe_age, planted_safe_age=true_age)
-        )
-    return pd.concat(tables, ignore_index=True)
-
-
 # ---- lists made before the last ratings
 
 
@@ -335,13 +301,13 @@ def cache_losses(table: pd.DataFrame, bootstrap: Bootstrap, ids: NDArray[np.obje
     then :data:`JUDGED`.
     """
     rows = []
-    groups = table.groupby(["order", "list", "new"], sort=False)
-    for ((order, name, new), part), metric in product(groups, (NDCG, "overlap@10", "rbo@10")):
-        wide = part.pivot_table(index=USER, columns="n", values=metric).reindex(ids)
-        found = {"all": bootstrap.average(wide.to_numpy())}
-        found |= dict(zip(wide.columns, bootstrap.means(wide.to_numpy()), strict=True))
-        key = {"order": order, "list": name, "new": new, "metric": metric}
-        rows += [key | {"size": size} | judged(estimate) for size, estimate in found.items()]
+    for order, metric in product(table["order"].unique(), (NDCG, "overlap@10", "rbo@10")):
+        for (name, new), part in table[table["order"] == order].groupby(["list", "new"]):
+            wide = part.pivot_table(index=USER, columns="n", values=metric).reindex(ids)
+            found = {"all": bootstrap.average(wide.to_numpy())}
+            found |= dict(zip(wide.columns, bootstrap.means(wide.to_numpy()), strict=True))
+            key = {"order": order, "list": name, "new": new, "metric": metric}
+            rows += [key | {"size": size} | judged(estimate) for size, estimate in found.items()]
     return pd.DataFrame(rows)
 
 
@@ -384,22 +350,25 @@ def reachable(data: Interactions, sizes: Sequence[int]) -> list[int]:
     return [size for size in sizes if (longest >= size).sum() >= MIN_USERS] or [int(np.sort(longest)[-MIN_USERS])]
 
 
-def trained_users(
-    data: Interactions, test: NDArray[np.bool_], models: Sequence[SurpriseModel], bootstrap: Bootstrap
-) -> pd.DataFrame:
-    """Folding in a trained user's row against Surprise's own predictions, on held-out ratings."""
-    rows, train, held_out = [], data.where(~test), data.where(test)
+def trained_users(data: Interactions, test: NDArray[np.bool_], models: Sequence[SurpriseModel]) -> pd.DataFrame:
+    """Like :func:`study_fold_in` with n = "trained": ratings held out of trained users; ``retrained`` is Surprise."""
+    train, held_out = data.where(~test), data.where(test)
+    tables = []
     for model in models:
         served = deepcopy(model).fit(train).ratings(train.user_item)[held_out.user, held_out.item]
-        own = predict_by_surprise(train, held_out, model).astype(np.float32)
-        errors = [metrics.error_sums(held_out.user, held_out.rating, p, len(data.users)) for p in (own, served)]
-        saved = bootstrap.rmse_difference(errors[0]["squared"], errors[1]["squared"], errors[0]["count"])
-        alike = {
-            "rms difference": np.sqrt(np.square(own - served).mean()),
-            "correlation": np.corrcoef(own, served)[0, 1],
-        }
-        rows.append({"model": model.name} | alike | judged(saved))
-    return pd.DataFrame(rows)
+        own = predict_by_surprise(train, held_out, model)
+        errors = _errors(held_out.user, held_out.rating, served, own, data.users)
+        tables.append(errors.assign(model=model.name, n="trained"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _errors(
+    user: NDArray[np.int32], rating: Scores, folded: Scores, retrained: NDArray[Any], users: NDArray[np.object_]
+) -> pd.DataFrame:
+    """Sums of squared errors by user."""
+    of = [metrics.error_sums(user, rating, p.astype(np.float32), len(users)) for p in (folded, retrained)]
+    columns = {"folded": of[0]["squared"], "retrained": of[1]["squared"], "count": of[0]["count"]}
+    return pd.DataFrame({USER: users, "metric": "rmse"} | columns)
 
 
 def study_fold_in(
@@ -435,8 +404,9 @@ def _fold_in(cases: Sequence[Case], model: Recommender) -> pd.DataFrame:
             values = _squared_errors(base, grown)
         else:
             both = [rank_and_measure(fitted, grown)[NDCG] for fitted in (base, deepcopy(model).fit(grown.train))]
-            values = {"metric": NDCG, "folded": both[0], "retrained": both[1], "count": 1.0}
-        tables.append(pd.DataFrame({USER: case.user_ids, "model": model.name, "n": case.n} | values).dropna())
+            columns = {"folded": both[0], "retrained": both[1], "count": 1.0}
+            values = pd.DataFrame({USER: case.user_ids, "metric": NDCG} | columns)
+        tables.append(values.assign(model=model.name, n=case.n).dropna())
     return pd.concat(tables, ignore_index=True)
 
 
@@ -448,28 +418,26 @@ def _joined(train: Interactions, users: NDArray[np.intp], rows: csr_matrix) -> I
     return replace(train, user=user, item=item, rating=rating, timestamp=np.zeros(len(user), np.int64))
 
 
-def _squared_errors(base: SurpriseModel, case: Case) -> dict[str, Any]:
-    """Per user the squared errors on the target, by the fitted ``base`` and by the same trained on the case."""
+def _squared_errors(base: SurpriseModel, case: Case) -> pd.DataFrame:
+    """Errors on the target, by the fitted ``base`` and by the same trained on the case."""
     targets = case.relevant_any.tocoo()
-    folded = base.ratings(case.profiles)[targets.row, targets.col]
     if isinstance(base, SVD):
         wanted = replace(case.train, user=case.users[targets.row], item=targets.col)
-        retrained = predict_by_surprise(case.train, wanted, base).astype(np.float32)
+        retrained = predict_by_surprise(case.train, wanted, base)
     else:
         retrained = deepcopy(base).fit(case.train).ratings(case.profiles)[targets.row, targets.col]
-    errors = [metrics.error_sums(targets.row, targets.data, p, len(case.users)) for p in (folded, retrained)]
-    names = {"folded": errors[0]["squared"], "retrained": errors[1]["squared"], "count": errors[0]["count"]}
-    return {"metric": "rmse"} | names
+    folded = base.ratings(case.profiles)[targets.row, targets.col]
+    return _errors(targets.row, targets.data, folded, retrained, case.user_ids)
 
 
-def fold_in_losses(table: pd.DataFrame, bootstrap: Bootstrap, ids: NDArray[np.object_]) -> pd.DataFrame:
+def fold_in_losses(tables: Sequence[pd.DataFrame], bootstrap: Bootstrap, ids: NDArray[np.object_]) -> pd.DataFrame:
     """What folding in loses: columns model, size (of the profile), metric (rmse or ndcg@10), then :data:`JUDGED`.
 
     Below 0 folding in is worse: RMSE of the retrained model less that of the folded-in rows, or ndcg@10 of the
     folded-in rows less that of the retrained model.
     """
     rows = []
-    for (model, size, metric), part in table.groupby(["model", "n", "metric"], sort=False):
+    for (model, size, metric), part in pd.concat(tables).groupby(["model", "n", "metric"], sort=False):
         folded, retrained, count = part.set_index(USER).reindex(ids)[["folded", "retrained", "count"]].to_numpy().T
         rmse = metric == "rmse"
         gain = bootstrap.rmse_difference(retrained, folded, count) if rmse else bootstrap.difference(folded, retrained)
@@ -477,19 +445,16 @@ def fold_in_losses(table: pd.DataFrame, bootstrap: Bootstrap, ids: NDArray[np.ob
     return pd.DataFrame(rows)
 
 
-def fold_in_contrasts(losses: pd.DataFrame, trained: pd.DataFrame) -> list[Contrast]:
+def fold_in_contrasts(losses: pd.DataFrame) -> list[Contrast]:
     """Folding in against training again, by model and profile size; and for trained users against Surprise."""
-    units = {"rmse": "rating points", NDCG: NDCG}
-    found = [
-        _contrast(row, f"{row['model']}-{row['size']}", f"{row['model']}: folding in instead of training again",
-                  f"{row['metric']}, {row['size']} ratings", unit=units[row["metric"]])
-        for row in losses.to_dict("records")
-    ]  # fmt: skip
-    return found + [
-        _contrast(row, f"{row['model']}-trained", f"{row['model']}: folding in instead of Surprise's own prediction",
-                  "rmse, trained users", unit="rating points")
-        for row in trained.to_dict("records")
-    ]  # fmt: skip
+    units, found = {"rmse": "rating points", NDCG: NDCG}, []
+    for row in losses.to_dict("records"):
+        trained, id = row["size"] == "trained", f"{row['model']}-{row['size']}"
+        other = "Surprise's own prediction" if trained else "training again"
+        of = f"{row['metric']}, {'trained users' if trained else str(row['size']) + ' ratings'}"
+        label = f"{row['model']}: folding in instead of {other}"
+        found.append(_contrast(row, id, label, of, unit=units[row["metric"]]))
+    return found
 
 
 # ---- figures
@@ -498,22 +463,14 @@ def fold_in_contrasts(losses: pd.DataFrame, trained: pd.DataFrame) -> list[Contr
 def _panels(panels: Sequence[tuple[str, pd.DataFrame, str]], x: str, xlabel: str, ylabel: str) -> Figure:
     """Differences with their bands, side by side; a panel has a title, rows and the column that names its lines."""
     panels = [panel for panel in panels if len(panel[1])]
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 3.2 * len(panels), 3.9), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.2 + 3.2 * len(panels), 3.9), squeeze=False, sharey=x == "age"
+    )
     for ax, (title, rows, by) in zip(axes.flat, panels, strict=True):
         differences(ax, rows, x, by=by, margin=None if title.startswith("agreement") else MARGIN, styled=by == "model")
         ax.set(title=title, xlabel=xlabel)
         ax.legend()
     axes[0, 0].set_ylabel(ylabel)
-    return figure
-
-
-def truth_figure(truth: pd.DataFrame) -> Figure:
-    """Losses on the generated audiences; dotted: planted."""
-    titles = {FRESH: "old model less fresh", STALE: "stale profile less today's"}
-    panels = [(title, truth[truth["against"] == against], "world") for against, title in titles.items()]
-    figure = _panels(panels, "age", "age of the model, days", "change in ndcg@10")
-    for _, line in truth[truth["planted"] < 0].groupby("world"):
-        figure.axes[0].plot(range(len(line)), line["planted"], color="0.3", linestyle=":", linewidth=1.2)
     return figure
 
 
@@ -547,6 +504,6 @@ def fold_in_figure(losses: pd.DataFrame) -> Figure:
     """What folding in gains over training again, by metric; below 0 folding in is worse."""
     panels = [
         (f"{'less' if metric == 'rmse' else 'more'} {metric} by folding in", rows, "model")
-        for metric, rows in losses.groupby("metric", sort=False)
+        for metric, rows in losses[losses["size"] != "trained"].groupby("metric", sort=False)
     ]
     return _panels(panels, "size", "ratings of the new user", "")
