@@ -245,10 +245,9 @@ class Study:
 
     def _relevant(self, items: metrics.Lists, where: NDArray[np.bool_]) -> float:
         """Share of the items at some slots that are relevant, over the users who have relevant items."""
-        row, slot = np.nonzero(where & (items >= 0) & (self.case.relevant.getnnz(axis=1) > 0)[:, None])
-        if row.size == 0:
-            return float("nan")
-        return float((np.asarray(self.case.relevant[row, items[row, slot]]) != 0).mean())
+        liked = self.case.relevant[np.arange(len(items))[:, None], items].toarray() != 0
+        judged = where & (self.case.relevant.getnnz(axis=1) > 0)[:, None]
+        return float(pd.Series(liked[judged]).mean())
 
 
 def study(
@@ -280,13 +279,13 @@ def study(
             else:
                 found.append(rerank.rerank(ranking, *setting, k=k, facts=facts, seed=seed))
     lists = {setting: Lists(*map(np.concatenate, zip(*found, strict=True))) for setting, found in parts.items()}
-    unknown = [] if facts.genre_names else list(OF_GENRES)
-    measured = {s: measure(found.items, case, k, traits=traits).drop(columns=unknown) for s, found in lists.items()}
-    if facts.genre_names:
-        profile_mix = facts.profile_mix(case.profiles)
-        for setting, table in measured.items():
-            table[OUTSIDE] = outside_share(lists[setting].items, facts.mix, profile_mix)
-    return Study(case, lists, measured, boot, protocol)
+    profile_mix, unknown = facts.profile_mix(case.profiles), [] if facts.genres.nnz else [*OF_GENRES, OUTSIDE]
+    values = {}
+    for setting, (listed, _) in lists.items():
+        table = measure(listed, case, k, traits=traits)
+        table[OUTSIDE] = outside_share(listed, facts.mix, profile_mix)
+        values[setting] = table.drop(columns=unknown)
+    return Study(case, lists, values, boot, protocol)
 
 
 def outside_share(lists: metrics.Lists, mix: Floats, wanted: Floats, top: int = 3) -> metrics.PerUser:
@@ -317,7 +316,7 @@ def tastes(case: Case, facts: ItemFacts) -> dict[str, NDArray[np.object_]]:
     mix = facts.profile_mix(case.profiles)
     entropy = -(mix * np.log(np.where(mix > 0, mix, 1))).sum(axis=1)
     fame = (metrics.pattern(case.profiles) @ facts.popularity) / np.maximum(case.profiles.getnnz(axis=1), 1)
-    names = {"genre-taste": (entropy, ("narrow", "middle", "broad"))} if facts.genre_names else {}
+    names = {"genre-taste": (entropy, ("narrow", "middle", "broad"))} if facts.genres.nnz else {}
     names["popularity-taste"] = (fame, ("niche", "middle", "mainstream"))
     position = {name: np.argsort(np.argsort(value, kind="stable")) for name, (value, _) in names.items()}
     return {name: np.array(words, object)[position[name] * 3 // len(fame)] for name, (_, words) in names.items()}

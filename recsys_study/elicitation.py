@@ -282,27 +282,6 @@ def gains(measured: Measured, boot: Bootstrap) -> Gains:
     return found
 
 
-def questions_needed(measured: Measured, boot: Bootstrap) -> pd.DataFrame:
-    """Questions after which each strategy reaches what popular items reach at the end, by rmse and by ndcg@10."""
-    at = np.array(list(dict.fromkeys(questions for _, questions in measured)), np.float64)
-    rows = []
-    for metric in (RMSE, NDCG):
-        curves = {strategy: _curve(measured, strategy, metric) for strategy in dict.fromkeys(s for s, _ in measured)}
-        level, weight = (matrix[:, -1] for matrix in curves.pop(POPULARITY))
-        found = {strategy: boot.first_reaching(*curve, at, level, weight) for strategy, curve in curves.items()}
-        rows += [{"strategy": strategy} | needed.evidence(metric) for strategy, needed in found.items()]
-    return pd.DataFrame(rows)
-
-
-def _curve(measured: Measured, strategy: str, metric: str) -> tuple[Floats, Floats]:
-    """(U, M) numerators and denominators of a curve over questions that falls when things get better."""
-    by = [table for (name, _), table in measured.items() if name == strategy]
-    if metric == RMSE:
-        return np.column_stack([t["squared"] for t in by]), np.column_stack([t["count"] for t in by])
-    values = np.column_stack([t[metric] for t in by])
-    return -np.nan_to_num(values), (~np.isnan(values)).astype(np.float64)
-
-
 def contrasts(gained: Gains, questions: int) -> list[Contrast]:
     """The declared contrast, rating error by adaptive questions, and by ranking every strategy's."""
     after = {(s, m): gain for (s, q, m), gain in gained.items() if q == questions and (m == NDCG or s == ADAPTIVE)}
@@ -315,17 +294,6 @@ def contrasts(gained: Gains, questions: int) -> list[Contrast]:
         )
         for (strategy, metric), gain in sorted(after.items(), key=lambda pair: pair[0] != (ADAPTIVE, RMSE))
     ]  # fmt: skip
-
-
-def facts(curves: pd.DataFrame, needed: pd.DataFrame, questions: int) -> dict[str, Any]:
-    """How many questions are answered, and how many reach what popular items reach at the end."""
-    by_error = needed[needed["metric"] == RMSE].sort_values("value", kind="stable").iloc[0]
-    answers = curves[curves["metric"] == "answers"].set_index(["strategy", "questions"])["value"]
-    return {
-        "answered_popularity": answers[POPULARITY, questions], "answered_adaptive": answers[ADAPTIVE, questions],
-        "answered_known": answers[KNOWN, questions], "questions": questions, "most": curves["questions"].max(),
-        "fewest_by_error": by_error["strategy"], "needed_by_error": by_error["value"],
-    }  # fmt: skip
 
 
 def shipped_strategy(orders: Mapping[str, Questions], gained: Gains, questions: int) -> str:

@@ -22,7 +22,7 @@ def toy(rated: list[int], genres: list[list[str]] | None = None) -> tuple[Rankin
     scores = -np.arange(n, dtype=np.float32)[None, :]
     profile = csr_matrix((np.full(len(rated), 4.0), ([0] * len(rated), rated)), shape=(1, n), dtype=np.float32)
     names = genres or [["Drama"]] * n
-    return Ranking.of(scores, profile, ["ml_1"]), ItemFacts(*genre_matrix(names), np.arange(n))
+    return Ranking.of(scores, profile, ["ml_1"]), ItemFacts(genre_matrix(names)[0], np.arange(n))
 
 
 def one(lists: Lists) -> tuple[list[int], list[bool]]:
@@ -58,7 +58,7 @@ def test_popular_fills_the_last_places_with_the_most_rated_films() -> None:
 
 def test_popular_takes_no_film_the_places_before_hold() -> None:
     scores = np.array([[6, 5, 4, 3, 2, 1]], np.float32)
-    films = ItemFacts(csr_matrix(np.ones((6, 1))), ["Drama"], np.array([9, 8, 7, 0, 0, 1]))
+    films = ItemFacts(csr_matrix(np.ones((6, 1))), np.array([9, 8, 7, 0, 0, 1]))
     # films 0 and 1 are kept, so the most rated free films are 2 (7 ratings) and 5 (1)
     lists = rerank(Ranking.of(scores, csr_matrix((1, 6)), ["a"]), "popular", 0.5, k=4, facts=films)
     assert one(lists) == ([0, 1, 2, 5], [False, False, False, True])  # the plain list has film 2 as well
@@ -123,7 +123,7 @@ def test_a_list_does_not_depend_on_the_other_users_of_the_block(strategy: str) -
     rng = np.random.default_rng(0)
     scores = rng.random((6, 60)).astype(np.float32)
     profiles = csr_matrix(rng.random((6, 60)) < 0.2, dtype=np.float32)
-    films = ItemFacts(*genre_matrix([["ABCDE"[i % 5]] for i in range(60)]), np.arange(60))
+    films = ItemFacts(genre_matrix([["ABCDE"[i % 5]] for i in range(60)])[0], np.arange(60))
     users = [f"u{u}" for u in range(6)]
     together = rerank(Ranking.of(scores, profiles, users), strategy, 0.3, k=K, facts=films, seed=4)
     order = [3, 0, 5]
@@ -143,7 +143,7 @@ def test_every_strategy_keeps_what_a_list_must_be(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     profiles = csr_matrix(rng.random((3, n_items)) < rng.random(), dtype=np.float32)
     scores = rng.integers(0, 5, (3, n_items)).astype(np.float32)
-    films = ItemFacts(*genre_matrix([list("ABCD"[: rng.integers(0, 5)]) for _ in range(n_items)]), np.arange(n_items))
+    films = ItemFacts(genre_matrix([list("ABCD"[: rng.integers(0, 5)]) for _ in range(n_items)])[0], np.arange(n_items))
     ranking = Ranking.of(scores, profiles, ["a", "b", "c"])
     lists = rerank(ranking, strategy, ratio, k=k, facts=films, seed=1)
     changed = slots(k, ratio, repaired=strategy.endswith("repaired")) if strategy in CLASSIC else k

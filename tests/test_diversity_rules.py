@@ -36,7 +36,7 @@ def case(seed: int, n_items: int = 14, n_genres: int = 4) -> tuple[Ranking, Item
     rated[2] = False
     profiles = csr_matrix(rated * 4.0, dtype=np.float32)
     scores = np.stack([rng.permutation(n_items) for _ in range(3)]).astype(np.float32)
-    films = ItemFacts(genres, [f"g{g}" for g in range(n_genres)], popularity)
+    films = ItemFacts(genres, popularity)
     return Ranking.of(scores, profiles, ["a", "b", "c"]), films
 
 
@@ -134,7 +134,7 @@ def test_without_weight_it_is_the_plain_ranking_and_nothing_is_exploration(strat
 
 def test_exploration_marks_films_that_the_plain_list_lacks() -> None:
     # films 0 and 1 share a genre, film 2 has another: with weight .9 film 2 comes second
-    films = ItemFacts(csr_matrix([[1.0, 0], [1, 0], [0, 1]]), ["a", "b"], np.array([3, 2, 1]))
+    films = ItemFacts(csr_matrix([[1.0, 0], [1, 0], [0, 1]]), np.array([3, 2, 1]))
     ranking = Ranking.of(np.array([[3, 2, 1]], np.float32), csr_matrix((1, 3)), ["u"])
     lists = rerank(ranking, "mmr", 0.9, k=2, facts=films)
     assert lists.items.tolist() == [[0, 2]]
@@ -146,7 +146,7 @@ def test_exploration_marks_films_that_the_plain_list_lacks() -> None:
 def test_a_list_longer_than_the_pool_ends_as_the_ranking_does() -> None:
     rng = np.random.default_rng(4)
     n = POOL + 20
-    films = ItemFacts(csr_matrix(rng.random((n, 5)) < 0.4, dtype=np.float32), list("abcde"), rng.integers(0, 99, n))
+    films = ItemFacts(csr_matrix(rng.random((n, 5)) < 0.4, dtype=np.float32), rng.integers(0, 99, n))
     ranking = Ranking.of(rng.random((2, n)).astype(np.float32), csr_matrix((2, n)), ["a", "b"])
     found = rerank(ranking, "dpp", 0.5, k=n, facts=films).items
     assert (found[:, POOL:] == ranking.top(n)[:, POOL:]).all()
@@ -156,7 +156,7 @@ def test_a_list_longer_than_the_pool_ends_as_the_ranking_does() -> None:
 @pytest.mark.parametrize("strategy", list(RULES))
 def test_a_catalogue_without_genres_gives_lists_all_the_same(strategy: str) -> None:
     ranking, films = case(3)
-    bare = ItemFacts(csr_matrix((14, 0), dtype=np.float32), [], films.popularity)
+    bare = ItemFacts(csr_matrix((14, 0), dtype=np.float32), films.popularity)
     found = rerank(ranking, strategy, 0.5, k=5, facts=bare).items
     if strategy != "discount":
         assert (found == ranking.top(5)).all()

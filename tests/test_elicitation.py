@@ -16,7 +16,6 @@ from recsys_utils.base import InputError, Scale
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import generate
 from recsys_utils.evaluation.protocols import Case, LeakError, make_splits, profile_size_cases
-from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.rankers import EASE
 from recsys_utils.models.surprise_models import SVD
 from recsys_utils.personal import own_ratings
@@ -169,20 +168,6 @@ def test_all_questions_give_the_whole_profile_and_more_never_fewer_answers(case:
     assert (by[10] <= by[n_items]).all()
     error = table.groupby("questions")[["squared", "count"]].sum()
     assert error["squared"][n_items] / error["count"][n_items] < error["squared"][0] / error["count"][0]
-
-
-def test_the_question_at_which_a_curve_reaches_a_level() -> None:
-    boot = Bootstrap(50, seed=3, resamples=200)
-    one = np.ones((50, 4))
-    falling = one * [4.0, 3.0, 2.0, 1.0]
-    at = np.array([0.0, 10.0, 20.0, 40.0])
-    # down to 2.5 half-way between 10 and 20; every user the same, so the interval has no width
-    found = boot.first_reaching(falling, one, at, 2.5 * one[:, 0], one[:, 0])
-    assert (found.value, found.ci_low, found.ci_high) == pytest.approx((15.0, 15.0, 15.0))
-    assert boot.first_reaching(falling, one, at, 0.5 * one[:, 0], one[:, 0]).value == 40  # never: the last position
-    assert boot.first_reaching(falling, one, at, 9.0 * one[:, 0], one[:, 0]).value == 0  # from the start
-    rising = boot.first_reaching(-one * [1.0, 2.0, 2.0, 3.0], one, at, -1.5 * one[:, 0], one[:, 0])
-    assert rising.value == pytest.approx(5.0)
 
 
 def answers(*given: str):

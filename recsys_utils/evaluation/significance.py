@@ -165,28 +165,6 @@ class Bootstrap:
             for v, s, n, column in zip(point, se, _known(values), draws.T, strict=True)
         ]  # fmt: skip
 
-    def first_reaching(
-        self, curve: Values, weight: Values, at: Values, level: Values, level_weight: Values
-    ) -> Estimate:
-        """The position at which a falling curve first comes down to a level; for a rising one pass negatives.
-
-        The curve's points are ``sum(curve) / sum(weight)`` over users, (U, M) each at positions ``at`` (M,), linear in
-        between; the level is ``sum(level) / sum(level_weight)``, (U,) each, resampled with the same users. A curve that
-        never gets there counts as the last position, so an interval ending there is open.
-        """
-        points = curve.shape[1]
-        columns = np.column_stack([curve, weight, level, level_weight]).astype(np.float64)
-        drawn = np.vstack([columns.sum(axis=0), self._sums(columns)])
-        heights = drawn[:, :points] / drawn[:, points : 2 * points]
-        goal = (drawn[:, -2] / drawn[:, -1])[:, None]
-        reached = np.append(heights[:, 1:] <= goal, np.ones((len(drawn), 1), bool), axis=1).argmax(axis=1)
-        left, right = np.minimum(reached, points - 2), np.minimum(reached + 1, points - 1)
-        rows = np.arange(len(drawn))
-        share = (heights[rows, left] - goal[:, 0]) / np.maximum(heights[rows, left] - heights[rows, right], 1e-15)
-        found = at[left] + np.clip(share, 0, 1) * (at[right] - at[left])
-        found = np.where(reached == points - 1, at[-1], found)
-        return _estimate(found[0], found[1:], int((weight > 0).any(axis=1).sum()))
-
     # ---- resampling
 
     def _means(self, values: Values) -> tuple[Values, Values]:

@@ -77,30 +77,22 @@ class ItemFacts:
     Parameters
     ----------
     genres : (I, G) csr, 1 where the item has the genre
-    genre_names : its G columns
     popularity : (I,) number of training ratings
     """
 
     genres: csr_matrix
-    genre_names: list[str]
     popularity: NDArray[np.int64]
 
     @classmethod
     def of(cls, items: pd.DataFrame, popularity: NDArray[np.int64]) -> ItemFacts:
         """From the item table (column ``genres``: a list each) and the number of training ratings of each."""
-        return cls(*genre_matrix(items["genres"].tolist()), popularity)
+        return cls(genre_matrix(items["genres"].tolist())[0], popularity)
 
     @cached_property
     def mix(self) -> Floats:
         """(I, G) each item spread evenly over its genres; a row of zeros without any."""
         genres = self.genres.toarray().astype(np.float64)
         return np.asarray(genres / np.maximum(genres.sum(axis=1, keepdims=True), 1))
-
-    @cached_property
-    def fame(self) -> Floats:
-        """(I,) log(1 + popularity), divided by its maximum."""
-        fame: Floats = np.log1p(self.popularity)
-        return fame / max(float(fame.max()), 1.0)
 
     def profile_mix(self, profiles: csr_matrix) -> Floats:
         """(B, G) mean genre mix of the rated items that have genres; a row of zeros without any."""
@@ -198,7 +190,7 @@ def rerank(ranking: Ranking, strategy: str, ratio: float, *, k: int = 10, facts:
 
     Examples
     --------
-    >>> facts = ItemFacts(csr_matrix(np.ones((6, 1))), ["Drama"], np.array([9, 1, 1, 1, 8, 2]))
+    >>> facts = ItemFacts(csr_matrix(np.ones((6, 1))), np.array([9, 1, 1, 1, 8, 2]))
     >>> ranking = Ranking.of(np.array([[6, 5, 4, 3, 2, 1]], np.float32), csr_matrix((1, 6)), ["a"])
     >>> lists = rerank(ranking, "popular", 0.5, k=4, facts=facts)
     >>> lists.items.tolist(), lists.exploration.tolist()
@@ -266,47 +258,39 @@ def _dice(users: tuple[str, ...], n_items: int, seed: int) -> NDArray[np.uint64]
 # ---- re-rankers
 
 
-class Pool(NamedTuple):
-    """What the rules know about the M best items of B users; padding (-1) in the pool is never chosen."""
+Rule = Callable[[Floats, Floats, Floats], Generator[Floats, NDArray[np.intp], None]]
+"""Of the M best items of B users: (B, M, G) genre mixes, the profiles' (B, G), (B, M) log(1 + popularity) in [0, 1].
 
-    items: Floats  # (B, M, G) each item spread evenly over its genres
-    wanted: Floats  # (B, G) genre mixes of the profiles
-    fame: Floats  # (B, M) log(1 + popularity) in [0, 1]
-
-
-Rule = Callable[[Pool], Generator[Floats, NDArray[np.intp], None]]
-"""Yields the (B, M) values of the items as the next one; is sent the positions (B,) of the items chosen."""
+Yields the (B, M) values of the items as the next one; is sent the positions (B,) of the items chosen. What pads a pool
+(-1) is never chosen.
+"""
 
 
-def _mmr(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    items, nearest = _unit(pool.items), np.zeros(pool.fame.shape)
+def _mmr(items: Floats, wanted: Floats, fame: Floats) -> Generator[Floats, NDArray[np.intp], None]:
+    items, nearest = _unit(items), np.zeros(fame.shape)
     while True:
         chosen = yield -nearest
         nearest = np.maximum(nearest, _overlap(items, _at(items, chosen)))
 
 
-def _xquad(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    uncovered = pool.wanted
+def _xquad(items: Floats, wanted: Floats, fame: Floats) -> Generator[Floats, NDArray[np.intp], None]:
     while True:
-        chosen = yield _overlap(pool.items, uncovered)
-        uncovered = uncovered * (1 - _at(pool.items, chosen))
+        chosen = yield _overlap(items, wanted)
+        wanted = wanted * (1 - _at(items, chosen))  # what is not covered yet
 
 
-def _calibration(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    wanted = pool.wanted[:, None, :]
-    given = np.zeros_like(wanted)
+def _calibration(items: Floats, wanted: Floats, fame: Floats) -> Generator[Floats, NDArray[np.intp], None]:
+    given, share = np.zeros_like(wanted), wanted[:, None, :]
     while True:
-        mix = given + pool.items
-        mix /= np.maximum(mix.sum(axis=2, keepdims=True), 1)
-        smooth = (1 - SMOOTHING) * mix + SMOOTHING * wanted
+        mix = given[:, None, :] + items
+        smooth = (1 - SMOOTHING) * (mix / np.maximum(mix.sum(axis=2, keepdims=True), 1)) + SMOOTHING * share
         # sum p log q~ is -KL but for sum p log p, which no choice changes
-        chosen = yield _overlap(np.log(np.where(wanted > 0, smooth, 1)), pool.wanted)
-        given = given + _at(pool.items, chosen)[:, None, :]
+        chosen = yield _overlap(np.log(np.where(share > 0, smooth, 1)), wanted)
+        given = given + _at(items, chosen)
 
 
-def _dpp(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
-    items = _unit(pool.items)
-    left = np.ones(pool.fame.shape)  # squared distance of each item from the span of the chosen ones
+def _dpp(items: Floats, wanted: Floats, fame: Floats) -> Generator[Floats, NDArray[np.intp], None]:
+    items, left = _unit(items), np.ones(fame.shape)  # squared distance of each item from the span of the chosen ones
     factors: list[Floats] = []  # (B, M) rows of the Cholesky factor, one for each chosen item
     while True:
         chosen = yield np.log(np.maximum(left, TINY))
@@ -318,9 +302,9 @@ def _dpp(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
         left = left - factors[-1] ** 2
 
 
-def _discount(pool: Pool) -> Generator[Floats, NDArray[np.intp], None]:
+def _discount(items: Floats, wanted: Floats, fame: Floats) -> Generator[Floats, NDArray[np.intp], None]:
     while True:
-        yield -pool.fame
+        yield -fame
 
 
 def _at(values: NDArray[Any], chosen: NDArray[np.intp]) -> NDArray[Any]:
@@ -346,7 +330,8 @@ GENRE_BASED = ("genre", "genre-repaired", "mmr", "xquad", "calibration", "dpp") 
 def _greedy(ranking: Ranking, ratio: float, *, k: int, facts: ItemFacts, seed: int, rule: Rule) -> Items:
     """Slot by slot the best item of the pool, ties by the ranking; items after the pool keep their order."""
     pool = ranking.order[:, : ranking.relevance.shape[1]]
-    values = rule(Pool(facts.mix[pool], facts.profile_mix(ranking.profiles), facts.fame[pool]))
+    fame = np.log1p(facts.popularity) / max(np.log1p(facts.popularity.max()), 1.0)
+    values = rule(facts.mix[pool], facts.profile_mix(ranking.profiles), fame[pool])
     value, free, lists = next(values), pool >= 0, ranking.top(k).copy()
     for slot in range(min(k, pool.shape[1])):
         gain = (1 - ratio) * ranking.relevance + ratio * value
