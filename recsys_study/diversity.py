@@ -449,9 +449,8 @@ def served_facts(trials: Mapping[str, Trial], protocol: str, max_loss: float) ->
     _, tuning, test = trials[protocol]
     served, others = tuning.choose(max_loss), [t.tuning.choose(max_loss) for p, t in trials.items() if p != protocol]
     return {
-        "served": served[0], "weight": served[1], "max_loss": max_loss, "goals": len(test.shares),
+        "served": served[0], "max_loss": max_loss, "goals": len(test.shares), "same_elsewhere": others[0] == served,
         "name": setting_name(*served).partition(" (")[0], "elsewhere": setting_name(*others[0]),
-        "same_elsewhere": others[0] == served, "plain_ndcg": test.points[PLAIN][NDCG],
         "reached": sum(shares[served] >= 1 for shares in test.shares.values()),
     }  # fmt: skip
 

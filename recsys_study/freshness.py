@@ -263,35 +263,28 @@ def study_caching(
     """
     wanted = sorted({*sizes, *(n - new for n in sizes for new in new_ratings if new < n)})
 
-    def one(order: str, fold: int) -> pd.DataFrame:
-        cases = {case.n or 0: case for case in profile_size_cases(data, splits, users, fold, order=order, sizes=wanted)}
-        return _cached(cases, model, sizes, new_ratings).assign(order=order.partition("_")[0])
+    def one_fold(order: str, fold: int) -> pd.DataFrame:
+        cases = {case.n: case for case in profile_size_cases(data, splits, users, fold, order=order, sizes=wanted)}
+        train = next(iter(cases.values())).train
+        popular, fitted, ties = Popularity().fit(train), deepcopy(model).fit(train), protocols.tie_order(train.items)
+        tables = []
+        for n, new in ((n, new) for n, new in product(sizes, new_ratings) if n in cases and new < n):
+            case, past = cases[n], cases[n - new]
+            now = rank_lists(_scores(fitted, popular, case.profiles), case)
+            then = past.profiles[np.searchsorted(past.users, case.users)]
+            scores = _scores(fitted, popular, then)
+            row, rank = np.nonzero((cached := metrics.top_k(scores, then, 10, order=ties)) >= 0)
+            ten = np.full_like(scores, -np.inf)
+            ten[row, cached[row, rank]] = scores[row, cached[row, rank]]
+            for name, values in {"ten": ten, "refilled": scores}.items():
+                found = measure(lists := rank_lists(values, case), case)[[USER, NDCG]]
+                found[NDCG] -= measure(now, case)[NDCG]
+                tables.append(found.assign(n=n, new=new, list=name, **metrics.agreement(lists, now)))
+        return pd.concat(tables).assign(order=order.partition("_")[0])
 
     tasks = product(orders, sorted(users["fold"].unique()))
-    found: list[pd.DataFrame] = Parallel(n_jobs=jobs)(delayed(one)(order, fold) for order, fold in tasks)
+    found: list[pd.DataFrame] = Parallel(n_jobs=jobs)(delayed(one_fold)(*task) for task in tasks)
     return pd.concat(found, ignore_index=True)
-
-
-def _cached(
-    cases: dict[int, Case], model: Recommender, sizes: Sequence[int], new_ratings: Sequence[int]
-) -> pd.DataFrame:
-    """The rows of one fold's users, by profile size."""
-    train = next(iter(cases.values())).train
-    popular, fitted = Popularity().fit(train), deepcopy(model).fit(train)
-    tables, order = [], protocols.tie_order(train.items)
-    for n, new in ((n, new) for n, new in product(sizes, new_ratings) if n in cases and new < n):
-        case, past = cases[n], cases[n - new]
-        now = rank_lists(_scores(fitted, popular, case.profiles), case)
-        then = past.profiles[np.searchsorted(past.users, case.users)]
-        scores = _scores(fitted, popular, then)
-        row, rank = np.nonzero((cached := metrics.top_k(scores, then, 10, order=order)) >= 0)
-        ten = np.full_like(scores, -np.inf)
-        ten[row, cached[row, rank]] = scores[row, cached[row, rank]]
-        for name, values in {"ten": ten, "refilled": scores}.items():
-            found = measure(lists := rank_lists(values, case), case)[[USER, NDCG]].assign(n=n, new=new, list=name)
-            found[NDCG] -= measure(now, case)[NDCG]
-            tables.append(found.assign(**metrics.agreement(lists, now)))
-    return pd.concat(tables, ignore_index=True)
 
 
 def cache_losses(table: pd.DataFrame, bootstrap: Bootstrap, ids: NDArray[np.object_]) -> pd.DataFrame:
@@ -357,18 +350,16 @@ def trained_users(data: Interactions, test: NDArray[np.bool_], models: Sequence[
     for model in models:
         served = deepcopy(model).fit(train).ratings(train.user_item)[held_out.user, held_out.item]
         own = predict_by_surprise(train, held_out, model)
-        errors = _errors(held_out.user, held_out.rating, served, own, data.users)
-        tables.append(errors.assign(model=model.name, n="trained"))
+        errors = _errors(held_out.user, held_out.rating, served, own, len(data.users))
+        tables.append(errors.assign(model=model.name, n="trained", **{USER: data.users}))
     return pd.concat(tables, ignore_index=True)
 
 
-def _errors(
-    user: NDArray[np.int32], rating: Scores, folded: Scores, retrained: NDArray[Any], users: NDArray[np.object_]
-) -> pd.DataFrame:
+def _errors(user: NDArray[np.int32], rating: Scores, folded: Scores, retrained: Any, n_users: int) -> pd.DataFrame:
     """Sums of squared errors by user."""
-    of = [metrics.error_sums(user, rating, p.astype(np.float32), len(users)) for p in (folded, retrained)]
+    of = [metrics.error_sums(user, rating, p.astype(np.float32), n_users) for p in (folded, retrained)]
     columns = {"folded": of[0]["squared"], "retrained": of[1]["squared"], "count": of[0]["count"]}
-    return pd.DataFrame({USER: users, "metric": "rmse"} | columns)
+    return pd.DataFrame({"metric": "rmse"} | columns)
 
 
 def study_fold_in(
@@ -388,26 +379,23 @@ def study_fold_in(
     ratings of the fixed target; or ndcg@10. A retrained SVD predicts as Surprise does; for the others a trained user's
     prediction is that of the folded-in row.
     """
-    tables: list[pd.DataFrame] = Parallel(n_jobs=jobs)(
-        delayed(_fold_in)(list(profile_size_cases(data, splits, users, fold, order="random_0", sizes=sizes)), model)
-        for fold, model in product(sorted(users["fold"].unique())[:folds], models)
-    )
-    return pd.concat(tables, ignore_index=True)
 
+    def one_fold(fold: int, model: Recommender) -> pd.DataFrame:
+        cases = list(profile_size_cases(data, splits, users, fold, order="random_0", sizes=sizes))
+        base, tables = deepcopy(model).fit(cases[0].train), []
+        for case in cases:
+            grown = replace(case, train=_joined(case.train, case.users, case.profiles), new_users=False)
+            if isinstance(base, SurpriseModel):
+                values = _squared_errors(base, grown)
+            else:
+                both = [rank_and_measure(fitted, grown)[NDCG] for fitted in (base, deepcopy(model).fit(grown.train))]
+                values = pd.DataFrame({"metric": NDCG, "folded": both[0], "retrained": both[1], "count": 1.0})
+            tables.append(values.assign(model=model.name, n=case.n, **{USER: case.user_ids}).dropna())
+        return pd.concat(tables)
 
-def _fold_in(cases: Sequence[Case], model: Recommender) -> pd.DataFrame:
-    base = deepcopy(model).fit(cases[0].train)
-    tables = []
-    for case in cases:
-        grown = replace(case, train=_joined(case.train, case.users, case.profiles), new_users=False)
-        if isinstance(base, SurpriseModel):
-            values = _squared_errors(base, grown)
-        else:
-            both = [rank_and_measure(fitted, grown)[NDCG] for fitted in (base, deepcopy(model).fit(grown.train))]
-            columns = {"folded": both[0], "retrained": both[1], "count": 1.0}
-            values = pd.DataFrame({USER: case.user_ids, "metric": NDCG} | columns)
-        tables.append(values.assign(model=model.name, n=case.n).dropna())
-    return pd.concat(tables, ignore_index=True)
+    tasks = product(sorted(users["fold"].unique())[:folds], models)
+    found: list[pd.DataFrame] = Parallel(n_jobs=jobs)(delayed(one_fold)(*task) for task in tasks)
+    return pd.concat(found, ignore_index=True)
 
 
 def _joined(train: Interactions, users: NDArray[np.intp], rows: csr_matrix) -> Interactions:
@@ -427,7 +415,7 @@ def _squared_errors(base: SurpriseModel, case: Case) -> pd.DataFrame:
     else:
         retrained = deepcopy(base).fit(case.train).ratings(case.profiles)[targets.row, targets.col]
     folded = base.ratings(case.profiles)[targets.row, targets.col]
-    return _errors(targets.row, targets.data, folded, retrained, case.user_ids)
+    return _errors(targets.row, targets.data, folded, retrained, len(case.users))
 
 
 def fold_in_losses(tables: Sequence[pd.DataFrame], bootstrap: Bootstrap, ids: NDArray[np.object_]) -> pd.DataFrame:
@@ -447,25 +435,24 @@ def fold_in_losses(tables: Sequence[pd.DataFrame], bootstrap: Bootstrap, ids: ND
 
 def fold_in_contrasts(losses: pd.DataFrame) -> list[Contrast]:
     """Folding in against training again, by model and profile size; and for trained users against Surprise."""
-    units, found = {"rmse": "rating points", NDCG: NDCG}, []
+    found, other = [], ("training again", "Surprise's own prediction")
     for row in losses.to_dict("records"):
-        trained, id = row["size"] == "trained", f"{row['model']}-{row['size']}"
-        other = "Surprise's own prediction" if trained else "training again"
+        trained = row["size"] == "trained"
+        label = f"{row['model']}: folding in instead of {other[trained]}"
         of = f"{row['metric']}, {'trained users' if trained else str(row['size']) + ' ratings'}"
-        label = f"{row['model']}: folding in instead of {other}"
-        found.append(_contrast(row, id, label, of, unit=units[row["metric"]]))
+        unit = "rating points" if row["metric"] == "rmse" else NDCG
+        found.append(_contrast(row, f"{row['model']}-{row['size']}", label, of, unit=unit))
     return found
 
 
 # ---- figures
 
 
-def _panels(panels: Sequence[tuple[str, pd.DataFrame, str]], x: str, xlabel: str, ylabel: str) -> Figure:
+def _panels(panels: Sequence[tuple[str, pd.DataFrame, str]], x: str, xlabel: str, ylabel: str = "") -> Figure:
     """Differences with their bands, side by side; a panel has a title, rows and the column that names its lines."""
     panels = [panel for panel in panels if len(panel[1])]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.2 + 3.2 * len(panels), 3.9), squeeze=False, sharey=x == "age"
-    )
+    width = 1.2 + 3.2 * len(panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.9), squeeze=False, sharey=x == "age")
     for ax, (title, rows, by) in zip(axes.flat, panels, strict=True):
         differences(ax, rows, x, by=by, margin=None if title.startswith("agreement") else MARGIN, styled=by == "model")
         ax.set(title=title, xlabel=xlabel)
@@ -497,7 +484,7 @@ def cache_figure(cached: pd.DataFrame) -> Figure:
         ("change in ndcg@10", lost.assign(line=lost["list"] + ", " + lost["order"] + " order"), "line"),
         ("agreement with a new list", alike.assign(line=alike["list"] + ", " + alike["metric"]), "line"),
     ]
-    return _panels(panels, "new", "ratings since the list was made", "")
+    return _panels(panels, "new", "ratings since the list was made")
 
 
 def fold_in_figure(losses: pd.DataFrame) -> Figure:
@@ -506,4 +493,4 @@ def fold_in_figure(losses: pd.DataFrame) -> Figure:
         (f"{'less' if metric == 'rmse' else 'more'} {metric} by folding in", rows, "model")
         for metric, rows in losses[losses["size"] != "trained"].groupby("metric", sort=False)
     ]
-    return _panels(panels, "size", "ratings of the new user", "")
+    return _panels(panels, "size", "ratings of the new user")
