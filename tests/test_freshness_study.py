@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from audiences import World, generate_world
 
 from recsys_study import freshness as freshness_study
 from recsys_study.freshness import FRESH, AgeStudy, age_variant, study_ages, study_caching, study_fold_in
 from recsys_utils.base import Scale
 from recsys_utils.data.interactions import DAY, Interactions, sessions
-from recsys_utils.data.synthetic import World, generate_world
 from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.metrics import agreement
 from recsys_utils.evaluation.protocols import Timeline
