@@ -68,42 +68,24 @@ def setting_name(strategy: str, ratio: float) -> str:
 
 def settings(ratios: Sequence[float], lambdas: Mapping[str, Sequence[float]], *, genres: bool) -> list[Setting]:
     """Every classic strategy at every ratio, every re-ranking strategy at its weights; without genres fewer."""
-    found = [(strategy, ratio) for strategy in CLASSIC for ratio in ratios if ratio > 0]
-    found += [(strategy, weight) for strategy, weights in lambdas.items() for weight in weights]
+    strengths = dict.fromkeys(CLASSIC, ratios) | dict(lambdas)
+    found = [(strategy, strength) for strategy, values in strengths.items() for strength in values]
     return [setting for setting in found if genres or setting[0] not in rerank.GENRE_BASED]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a strategy should reach.
+class Goal(NamedTuple):
+    """What a strategy should reach; ``share`` of the target is 1 where (value, value of the plain ranking) just do."""
 
-    Parameters
-    ----------
-    metric, target : e.g. calibration_error@10 and -.2
-    kind : what is compared with the target: the metric relative to the plain ranking less 1, its difference, or itself
-    """
-
+    name: str
     metric: str
-    target: float
-    kind: Literal["relative", "change", "level"]
-
-    def __str__(self) -> str:
-        """
-        >>> str(Goal("calibration_error@10", -0.2, "relative")), str(Goal("coverage@10", 0.3, "level"))
-        ('calibration error -20%', 'catalogue coverage of at least 0.3')
-        """
-        form = {"relative": "{:+.0%}", "change": "{:+g}", "level": "of at least {:g}"}[self.kind]
-        return f"{DIVERSITY[self.metric][0]} {form.format(self.target)}"
-
-    def share(self, value: float, plain: float) -> float:
-        """How much of the target a metric reaches, 1 = just reached."""
-        reached = {"relative": value / plain - 1 if plain else 0.0, "change": value - plain, "level": value}[self.kind]
-        return reached / self.target
+    share: Callable[[float, float], float]
 
 
 GOALS = (
-    Goal("calibration_error@10", -0.2, "relative"), Goal("ild@10", 0.03, "change"), Goal("coverage@10", 0.3, "level"),
-)  # fmt: skip
+    Goal("calibration error -20%", "calibration_error@10", lambda value, plain: (value / plain - 1) / -0.2),
+    Goal("genre distance within a list +0.03", "ild@10", lambda value, plain: (value - plain) / 0.03),
+    Goal("catalogue coverage of at least 0.3", "coverage@10", lambda value, _: value / 0.3),
+)
 
 
 @dataclass(frozen=True)
@@ -212,7 +194,7 @@ class Study:
         """A row of a table: how much of a goal's target a setting reaches, and its change of ndcg with interval."""
         share, loss = self.shares[goal][setting], self.cost(setting)
         outcome = "missed" if share < 1 else "reached" if loss.value >= -max_loss else "reached, over budget"
-        row = {"goal": str(goal), "strategy": setting_name(*setting), "share of the target": share}
+        row = {"goal": goal.name, "strategy": setting_name(*setting), "share of the target": share}
         return row | loss.evidence("ndcg@10, relative") | {"outcome": outcome}
 
     @cached_property
