@@ -345,21 +345,10 @@ def reachable(data: Interactions, sizes: Sequence[int]) -> list[int]:
 
 def trained_users(data: Interactions, test: NDArray[np.bool_], models: Sequence[SurpriseModel]) -> pd.DataFrame:
     """Like :func:`study_fold_in` with n = "trained": ratings held out of trained users; ``retrained`` is Surprise."""
-    train, held_out = data.where(~test), data.where(test)
-    tables = []
-    for model in models:
-        served = deepcopy(model).fit(train).ratings(train.user_item)[held_out.user, held_out.item]
-        own = predict_by_surprise(train, held_out, model)
-        errors = _errors(held_out.user, held_out.rating, served, own, len(data.users))
-        tables.append(errors.assign(model=model.name, n="trained", **{USER: data.users}))
+    case = protocols.warm_split(data, test)
+    fitted = [deepcopy(model).fit(case.train) for model in models]
+    tables = [_squared_errors(m, case, by_surprise=True).assign(model=m.name, n="trained") for m in fitted]
     return pd.concat(tables, ignore_index=True)
-
-
-def _errors(user: NDArray[np.int32], rating: Scores, folded: Scores, retrained: Any, n_users: int) -> pd.DataFrame:
-    """Sums of squared errors by user."""
-    of = [metrics.error_sums(user, rating, p.astype(np.float32), n_users) for p in (folded, retrained)]
-    columns = {"folded": of[0]["squared"], "retrained": of[1]["squared"], "count": of[0]["count"]}
-    return pd.DataFrame({"metric": "rmse"} | columns)
 
 
 def study_fold_in(
@@ -386,11 +375,12 @@ def study_fold_in(
         for case in cases:
             grown = replace(case, train=_joined(case.train, case.users, case.profiles), new_users=False)
             if isinstance(base, SurpriseModel):
-                values = _squared_errors(base, grown)
+                values = _squared_errors(base, grown, by_surprise=isinstance(base, SVD))
             else:
                 both = [rank_and_measure(fitted, grown)[NDCG] for fitted in (base, deepcopy(model).fit(grown.train))]
-                values = pd.DataFrame({"metric": NDCG, "folded": both[0], "retrained": both[1], "count": 1.0})
-            tables.append(values.assign(model=model.name, n=case.n, **{USER: case.user_ids}).dropna())
+                columns = {"folded": both[0], "retrained": both[1], "count": 1.0}
+                values = pd.DataFrame({USER: case.user_ids, "metric": NDCG} | columns)
+            tables.append(values.assign(model=model.name, n=case.n).dropna())
         return pd.concat(tables)
 
     tasks = product(sorted(users["fold"].unique())[:folds], models)
@@ -406,16 +396,21 @@ def _joined(train: Interactions, users: NDArray[np.intp], rows: csr_matrix) -> I
     return replace(train, user=user, item=item, rating=rating, timestamp=np.zeros(len(user), np.int64))
 
 
-def _squared_errors(base: SurpriseModel, case: Case) -> pd.DataFrame:
-    """Errors on the target, by the fitted ``base`` and by the same trained on the case."""
+def _squared_errors(base: SurpriseModel, case: Case, *, by_surprise: bool) -> pd.DataFrame:
+    """Per user the errors on the target, by the fitted ``base`` and by the same trained on the case.
+
+    ``by_surprise``: the latter's predictions are Surprise's own; KNN's are those of a folded-in row anyway.
+    """
     targets = case.relevant_any.tocoo()
-    if isinstance(base, SVD):
+    if by_surprise:
         wanted = replace(case.train, user=case.users[targets.row], item=targets.col)
-        retrained = predict_by_surprise(case.train, wanted, base)
+        retrained = predict_by_surprise(case.train, wanted, base).astype(np.float32)
     else:
         retrained = deepcopy(base).fit(case.train).ratings(case.profiles)[targets.row, targets.col]
     folded = base.ratings(case.profiles)[targets.row, targets.col]
-    return _errors(targets.row, targets.data, folded, retrained, len(case.users))
+    of = [metrics.error_sums(targets.row, targets.data, p, len(case.users)) for p in (folded, retrained)]
+    columns = {"folded": of[0]["squared"], "retrained": of[1]["squared"], "count": of[0]["count"]}
+    return pd.DataFrame({USER: case.user_ids, "metric": "rmse"} | columns)
 
 
 def fold_in_losses(tables: Sequence[pd.DataFrame], bootstrap: Bootstrap, ids: NDArray[np.object_]) -> pd.DataFrame:

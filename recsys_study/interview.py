@@ -36,7 +36,9 @@ def interview(questions: pd.DataFrame, scale: Scale, out: Path, ask: Callable[[s
     left = questions[~questions[ITEM].isin(given[ITEM])]
     for number, row in enumerate(left.to_dict("records"), start=1):
         year = "" if pd.isna(row["year"]) else str(row["year"])
-        rating = _rating(f"{number}/{len(left)}  {row['title']}{year and f' ({year})'}", scale, ask)
+        question = f"{number}/{len(left)}  {row['title']}{year and f' ({year})'}: {scale.lo:g} to {scale.hi:g}, "
+        while not _is_answer(rating := ask(f"{question}Enter = don't know it, q = enough: ").strip(), scale):
+            continue
         if rating == "q":
             break
         if rating:
@@ -47,12 +49,8 @@ def interview(questions: pd.DataFrame, scale: Scale, out: Path, ask: Callable[[s
     return len(given)
 
 
-def _rating(question: str, scale: Scale, ask: Callable[[str], str]) -> str:
-    """The answer to one question: a rating on the scale, "" for not known, "q" for enough."""
-    while True:
-        text = ask(f"{question}: {scale.lo:g} to {scale.hi:g}, Enter = don't know it, q = enough: ").strip()
-        if text in ("", "q"):
-            return text
-        with contextlib.suppress(ValueError):
-            if scale.lo <= float(text) <= scale.hi:
-                return text
+def _is_answer(text: str, scale: Scale) -> bool:
+    """Whether it is a rating on the scale, "" for not known or "q" for enough."""
+    with contextlib.suppress(ValueError):
+        return text in ("", "q") or scale.lo <= float(text) <= scale.hi
+    return False
