@@ -158,22 +158,6 @@ def dodged(
         )  # fmt: skip
 
 
-def differences(
-    ax: Axes, frame: pd.DataFrame, x: str, *, by: str, margin: float | None = None, styled: bool = False
-) -> None:
-    """A line with its band per level of ``by``, the values of x evenly spaced; with a margin also 0 and -margin."""
-    ticks = sorted(frame[x].unique())
-    for (name, part), marker in zip(frame.groupby(by, sort=False), "osD^vPX*", strict=False):
-        part = part.sort_values(x)
-        places = [ticks.index(value) for value in part[x]]
-        style = look(str(name)) if styled else {"marker": marker}
-        (line,) = ax.plot(places, part["value"], label=str(name), markersize=4.5, linewidth=1.6, **style)
-        ax.fill_between(places, part["ci_low"], part["ci_high"], color=line.get_color(), alpha=0.15, linewidth=0)
-    ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
-    for level, dashes in [] if margin is None else [(0, "-"), (-margin, "--")]:
-        ax.axhline(level, color="0.4", linewidth=0.9, linestyle=dashes)
-
-
 def intervals(ax: Axes, frame: pd.DataFrame, *, label: str, value: str = "value", low: str = "ci_low",
               high: str = "ci_high", model: str | None = None) -> None:  # fmt: skip
     """Horizontal dots with intervals, first row on top; ``model`` names the column that sets colour and marker."""

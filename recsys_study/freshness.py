@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_study.figures import differences
+from recsys_study.figures import dodged, look
 from recsys_study.findings import Contrast, plain
 from recsys_study.stage_files import METRIC_COLUMNS
 from recsys_utils.base import USER, Recommender, Scores, child_rng, counted
@@ -444,13 +444,18 @@ def fold_in_contrasts(losses: pd.DataFrame) -> list[Contrast]:
 
 
 def _panels(panels: Sequence[tuple[str, pd.DataFrame, str]], x: str, xlabel: str, ylabel: str = "") -> Figure:
-    """Differences with their bands, side by side; a panel has a title, rows and the column that names its lines."""
+    """Differences with their intervals; a panel has a title, rows and the column that names its lines."""
     panels = [panel for panel in panels if len(panel[1])]
     width = 1.2 + 3.2 * len(panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.9), squeeze=False, sharey=x == "age")
     for ax, (title, rows, by) in zip(axes.flat, panels, strict=True):
-        differences(ax, rows, x, by=by, margin=None if title.startswith("agreement") else MARGIN, styled=by == "model")
-        ax.set(title=title, xlabel=xlabel)
+        ticks, lines = sorted(rows[x].unique()), list(rows[by].unique())
+        rows = rows.assign(place=rows[x].map(ticks.index)).sort_values("place", kind="stable")
+        looks = {line: look(line) for line in lines if by == "model"}
+        dodged(ax, rows, "place", by=by, order=lines, width=0.3, looks=looks)
+        for level in () if title.startswith("agreement") else (0, -MARGIN):
+            ax.axhline(level, color="0.4", linewidth=0.9, linestyle="--" if level else "-")
+        ax.set(title=title, xlabel=xlabel, xticks=range(len(ticks)), xticklabels=ticks)
         ax.legend()
     axes[0, 0].set_ylabel(ylabel)
     return figure
