@@ -180,15 +180,10 @@ class Study:
         """ndcg relative to that of the plain ranking, less 1: -.02 is "2 % lost"."""
         return self.boot.relative_difference(*(self.values[s][NDCG].to_numpy() for s in (setting, PLAIN)))
 
-    def improvement(self, setting: Setting) -> Estimate:
-        """By how much the metric of the first goal gets better (without genres: novelty)."""
-        pair = (setting, PLAIN)[:: DIVERSITY[self.aim][2]]
-        return self.boot.difference(*(self.values[s][self.aim].to_numpy() for s in pair))
-
-    @property
-    def aim(self) -> str:
-        """The metric that the primary contrast is about."""
-        return GOALS[0].metric if GOALS[0] in self.shares else "novelty@10"
+    def improvement(self, metric: str, setting: Setting) -> Estimate:
+        """By how much a metric gets better than that of the plain ranking."""
+        pair = (setting, PLAIN)[:: DIVERSITY[metric][2]]
+        return self.boot.difference(*(self.values[s][metric].to_numpy() for s in pair))
 
     def reached(self, goal: Goal, setting: Setting, max_loss: float) -> dict[str, Any]:
         """A row of a table: how much of a goal's target a setting reaches, and its change of ndcg with interval."""
@@ -413,12 +408,14 @@ def judged_setting(tuning: Study, max_loss: float) -> Setting:
 def contrasts(trial: Trial, max_loss: float) -> list[Contrast]:
     """The declared contrast, what it costs, and what the knee of each goal costs."""
     tuning, test = trial.tuning, trial.test
-    setting, (aim, unit, sign) = judged_setting(tuning, max_loss), DIVERSITY[test.aim]
+    setting = judged_setting(tuning, max_loss)
+    metric = GOALS[0].metric if GOALS[0] in test.shares else "novelty@10"
+    aim, unit, sign = DIVERSITY[metric]
     label = "{} instead of the plain ranking"
     of = aim + ", sign turned so that more is better" * (sign < 0)
     knees = {f"cost-{goal.metric.partition('@')[0]}": tuning.knee(goal, max_loss) for goal in tuning.shares}
     costs = {"cost": setting, **knees}
-    main = label.format(setting_name(*setting)), test.improvement(setting)
+    main = label.format(setting_name(*setting)), test.improvement(metric, setting)
     return [Contrast.from_estimate("served-plain", *main, of=of, unit=unit, primary=True)] + [
         Contrast.from_estimate(id, label.format(setting_name(*s)), test.cost(s), of="ndcg@10, relative",
                                unit="share of ndcg@10", margin=max_loss)
@@ -431,7 +428,8 @@ def served_facts(trials: Mapping[str, Trial], protocol: str, max_loss: float) ->
     _, tuning, test = trials[protocol]
     served, others = tuning.choose(max_loss), [t.tuning.choose(max_loss) for p, t in trials.items() if p != protocol]
     return {
-        "served": served[0], "max_loss": max_loss, "goals": len(test.shares), "same_elsewhere": others[0] == served,
+        "served": served[0], "weight": served[1], "plain_ndcg": test.points[PLAIN][NDCG], "max_loss": max_loss,
+        "goals": len(test.shares), "same_elsewhere": others[0] == served,
         "name": setting_name(*served).partition(" (")[0], "elsewhere": setting_name(*others[0]),
         "reached": sum(shares[served] >= 1 for shares in test.shares.values()),
     }  # fmt: skip

@@ -160,9 +160,6 @@ class TestAges:
 
 
 class TestWorld:
-    def test_the_same_every_time(self):
-        pd.testing.assert_frame_equal(generate_world(SMALL), generate_world(SMALL))
-
     def test_the_share_of_new_items_is_the_planted_one(self):
         """Many items and few picks, so that what a user has rated already does not push the picks to newer items."""
         world = replace(SMALL, items=3000, per_visit=2, vogue_days=60.0)
@@ -173,9 +170,6 @@ class TestWorld:
             assert (age < days).mean() == pytest.approx(world.unknown(days), abs=0.03)
         assert world.unknown(60) == pytest.approx(1 - np.exp(-1))
         assert World().unknown(60) == 0
-
-    def test_nothing_is_rated_twice(self):
-        assert not generate_world(replace(SMALL, vogue_days=10.0)).duplicated(["user_id", "item_id"]).any()
 
 
 SIZES = {"sizes": (10, 20), "new_ratings": (1, 5, 10)}
