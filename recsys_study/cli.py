@@ -55,7 +55,7 @@ def plan_from(params: Path, settings: list[str] | None, name: str | None, jobs: 
     root = project_root()
     values = parameters.load(params, settings or (), root)
     if "tmdb" in values["dataset"]["catalogue"]:
-        from recsys_utils.data.film_tables import tmdb_token
+        from recsys_utils.personal.film_facts import tmdb_token
 
         tmdb_token()  # a run without one would fail after minutes of fetching
     needs = chain(values)

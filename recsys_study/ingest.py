@@ -17,13 +17,13 @@ from sklearn.preprocessing import normalize
 
 from recsys_utils.base import ITEM, TIMESTAMP, USER, InputError
 from recsys_utils.data import catalogue, movielens, synthetic, titles
-from recsys_utils.data import film_tables as film_facts
 from recsys_utils.data.catalogue import BUILT_IN, LISTS, Catalogue, Facts, Source
 from recsys_utils.data.fetch import UNREADABLE, Archive, Fetched, find_archive
 from recsys_utils.data.interactions import DAY, Interactions, item_counts, sessions
 from recsys_utils.data.titles import Crosswalk
 from recsys_utils.evaluation.metrics import genre_matrix
 from recsys_utils.evaluation.protocols import Mask, target_size
+from recsys_utils.personal import film_facts
 
 FEWEST = 10
 """Ratings below which no protocol tests a user: five to know and five to find."""

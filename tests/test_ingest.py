@@ -13,9 +13,9 @@ from test_datasets import LATER, OFFICIAL, Site, pack, site, tiny  # noqa: F401 
 from recsys_study import ingest
 from recsys_utils.base import InputError
 from recsys_utils.data import catalogue
-from recsys_utils.data import film_tables as providers
 from recsys_utils.data.fetch import Dataset, Fetched, fetch, find_dataset
 from recsys_utils.data.titles import doubles
+from recsys_utils.personal import film_facts as providers
 
 THREE = {
     "movies.csv": 'movieId,title,genres\n1,Jumanji (1995),War\n73,"Misérables, Les (1995)",Drama\n',

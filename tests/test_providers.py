@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_utils.base import InputError
-from recsys_utils.data import film_tables as providers
 from recsys_utils.data.catalogue import merge
+from recsys_utils.personal import film_facts as providers
 
 KNOWN = pd.DataFrame({"imdb_id": ["tt0114709", "tt0076759", None], "tmdb_id": ["862", "11", None]}, dtype="string")
 WORDS = [{"id": 1, "name": "jealousy"}, {"id": 2, "name": "boy's toy"}, {"id": 3, "name": "jealousy"}]

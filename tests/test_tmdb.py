@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from recsys_study import cli
 from recsys_utils.base import InputError
-from recsys_utils.data import film_tables as providers
 from recsys_utils.data.catalogue import Facts
+from recsys_utils.personal import film_facts as providers
 
 SECRET = "eyJhbGciOi.JIUzI1-NiJ9_secret"
 TODAY = datetime.date(2026, 5, 1)

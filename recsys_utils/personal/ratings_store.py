@@ -81,10 +81,9 @@ def read(url: URL) -> pd.DataFrame:
     InputError : a row that is no rating.
     """
     try:
-        rows = _rows(url)
+        found = _rows(url)
     except _FAILURES as error:
         raise Unreachable(f"The ratings store {_shown(url)} can't be read: {_reason(error, url)}.") from None
-    found = pd.DataFrame(rows, columns=[USER, "movie_id", RATING, "created_at"])
     numbers = found[["movie_id", RATING]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
     bad = numbers.isna().any(axis=1) | found[USER].isna() | (numbers["movie_id"] % 1 != 0) | np.isinf(numbers[RATING])
     if bad.any():
@@ -93,41 +92,29 @@ def read(url: URL) -> pd.DataFrame:
             f"The ratings store {_shown(url)} holds {counted(int(bad.sum()), 'bad row')}; the first has "
             f"movie_id {shown[0]!r} and rating {shown[1]!r}. Each row needs a user_id, a whole movie_id and a number."
         )
-    moments = pd.to_datetime(found["created_at"], utc=True, errors="coerce", format="ISO8601")
-    stamps = (moments - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
-    table = pd.DataFrame(
-        {
-            USER: found[USER].astype(str).to_numpy(),
-            "movie_id": numbers["movie_id"].astype(np.int64),
-            RATING: numbers[RATING].astype(np.float64),
-            TIMESTAMP: stamps.fillna(0).clip(lower=0).astype(np.int64),
-        }
-    )
+    dates = pd.to_datetime(found.pop("created_at"), utc=True, errors="coerce", format="ISO8601")
+    seconds = (dates - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
+    table = found.astype({USER: str}).assign(**numbers, **{TIMESTAMP: seconds.fillna(0).clip(lower=0)})
+    table = table.astype({"movie_id": np.int64, TIMESTAMP: np.int64})
     table = table.sort_values([USER, "movie_id", TIMESTAMP, RATING], kind="stable")
     return table.drop_duplicates([USER, "movie_id"], keep="last", ignore_index=True)
 
 
 def merge_store(
-    ratings: pd.DataFrame,
-    items: pd.DataFrame,
-    *,
-    store: str,
-    required: bool,
-    scale: Scale,
-    store_scale: str = "",
+    ratings: pd.DataFrame, items: pd.DataFrame, *, store: str, required: bool, scale: Scale, store_scale: str = "",
     root: Path | None = None,
-) -> Merged:
-    """The data set's ratings with those of the store behind them, where one is named.
+) -> Merged:  # fmt: skip
+    """The data set's ratings followed by those of the store, where one is named.
 
-    Users of the store get :data:`PREFIX`. Should a user and film stand in both all the same (a table that was merged
-    before), the store's rating wins. Films the catalogue doesn't know by TMDB id are left out and counted.
+    Users of the store get :data:`PREFIX`. Where both have a rating of the same user and film (the table was merged
+    before), the store's counts. Films whose TMDB id the catalogue lacks are left out and counted.
 
     Parameters
     ----------
     ratings : user_id, item_id, rating, timestamp
     items : item_id and tmdb_id
     store : a database URL, ``env:NAME``, or "" for none
-    required : an unreachable store is an error; otherwise the note warns and the data set's ratings stand alone
+    required : an unreachable store is an error; otherwise the note warns and the data set's ratings are used alone
     scale, store_scale : of the data set, and of the store as text such as 0.5-5 ("": the same); mapped linearly
     root : folder from which a relative SQLite path counts
 
@@ -138,19 +125,12 @@ def merge_store(
     if not store:
         return Merged(ratings, "", {})
     try:
-        url = store_url(store, root)
-        found = read(url)
+        found = read(store_url(store, root))
     except Unreachable as error:
         if required:
             raise InputError(f"{error} It is required (dataset.store_required).") from None
         return Merged(ratings, f"Warning: {error} The data set's ratings are used alone.", {"reachable": False})
-    own = parse_scale(store_scale) if store_scale else scale
-    off = found[~found[RATING].between(own.lo, own.hi)]
-    if len(off):
-        raise InputError(
-            f"The store's ratings outside the scale {own.lo:g}-{own.hi:g}: {len(off):,}, the first "
-            f"{off[RATING].iloc[0]:g}. If the store uses another scale, name it (dataset.store_scale: 0.5-5)."
-        )
+    values = _mapped(found[RATING], parse_scale(store_scale) if store_scale else scale, scale)
     films = items.dropna(subset="tmdb_id").drop_duplicates("tmdb_id")
     if required and films.empty:
         raise InputError(
@@ -158,29 +138,33 @@ def merge_store(
             "(of ml-latest-small or later) adds them."
         )
     item = found["movie_id"].astype(str).map(dict(zip(films["tmdb_id"].astype(str), films[ITEM], strict=True)))
-    known = item.notna()
-    mapped = scale.lo + (found[RATING] - own.lo) * (scale.hi - scale.lo) / (own.hi - own.lo)
-    real = pd.DataFrame(
-        {USER: PREFIX + found[USER], ITEM: item, RATING: mapped.astype(np.float32), TIMESTAMP: found[TIMESTAMP]}
-    )[known]
-    both = pd.concat([ratings, real.astype(ratings.dtypes[real.columns].to_dict())], ignore_index=True)
-    both = both.drop_duplicates([USER, ITEM], keep="last", ignore_index=True)
-    meta = {
-        "reachable": True, "users": int(real[USER].nunique()), "ratings": len(real),
-        "ratings_of_unknown_films": int((~known).sum()), "sha256": _sha256(found),
-    }  # fmt: skip
-    note = f"The ratings store adds {counted(len(real), 'rating')} of {counted(real[USER].nunique(), 'user')}."
-    if not known.all():
-        unknown = counted(int((~known).sum()), "rating")
-        note += f" Left out: {unknown} of films that the catalogue does not know by TMDB id."
-    return Merged(both, note, meta)
+    real = found.assign(**{USER: PREFIX + found[USER], ITEM: item, RATING: values})[[USER, ITEM, RATING, TIMESTAMP]]
+    real = real.dropna(subset=ITEM).astype(ratings.dtypes[real.columns].to_dict())
+    both = pd.concat([ratings, real], ignore_index=True).drop_duplicates([USER, ITEM], keep="last", ignore_index=True)
+    users, unknown = int(real[USER].nunique()), len(found) - len(real)
+    note = f"The ratings store adds {counted(len(real), 'rating')} of {counted(users, 'user')}."
+    if unknown:
+        note += f" Left out: {counted(unknown, 'rating')} of films that the catalogue does not know by TMDB id."
+    meta = {"users": users, "ratings": len(real), "ratings_of_unknown_films": unknown, "sha256": _sha256(found)}
+    return Merged(both, note, {"reachable": True} | meta)
+
+
+def _mapped(values: pd.Series, own: Scale, scale: Scale) -> pd.Series:
+    """Ratings, mapped linearly from the store's scale to the data set's; InputError for one off its scale."""
+    off = values[~values.between(own.lo, own.hi)]
+    if len(off):
+        raise InputError(
+            f"The store's ratings outside the scale {own.lo:g}-{own.hi:g}: {len(off):,}, the first {off.iloc[0]:g}. "
+            "If the store uses another scale, name it (dataset.store_scale: 0.5-5)."
+        )
+    return (scale.lo + (values - own.lo) * (scale.hi - scale.lo) / (own.hi - own.lo)).astype(np.float32)
 
 
 def state(store: str, root: Path | None = None) -> str:
     """What a run that reads a store depends on: a digest of its ratings, or that they can't be read."""
     try:
         return _sha256(read(store_url(store, root)))
-    except (Unreachable, InputError):
+    except InputError:
         return "unreadable"
 
 
@@ -188,17 +172,15 @@ def _sha256(found: pd.DataFrame) -> str:
     return hashlib.sha256(found.to_csv(index=False).encode()).hexdigest()
 
 
-def _rows(url: URL) -> list[tuple[Any, ...]]:
+def _rows(url: URL) -> pd.DataFrame:
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise FileNotFoundError("there is no such file")  # SQLite would make an empty one
     options = {"connect_timeout": _SECONDS} if url.get_backend_name() == "postgresql" else {}
-    engine = sql.create_engine(url, connect_args=options, hide_parameters=True)
+    engine = sql.create_engine(url, connect_args=options, hide_parameters=True, poolclass=sql.NullPool)
     # untyped columns: stores made by others keep ids as numbers, UUIDs or text, and dates as text
-    try:
-        with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(_QUERY)]
-    finally:
-        engine.dispose()
+    with engine.connect() as connection:
+        rows = [tuple(row) for row in connection.execute(_QUERY)]
+    return pd.DataFrame(rows, columns=[USER, "movie_id", RATING, "created_at"])
 
 
 def _shown(url: URL) -> str:
