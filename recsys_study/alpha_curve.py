@@ -29,11 +29,16 @@ from recsys_study.weights import (
     WEIGHTS,
     Choice,
     Floats,
+    Guard,
     Positions,
+    against_popularity,
     alpha_grid,
     choose,
     crossfit,
     eliminate,
+    guarded,
+    on_path,
+    path_of,
     segment_losses,
     shipped_curve,
     surface_of,
@@ -65,6 +70,7 @@ BOTH = "svd+knn"  # their mean
 LONG = 20  # short profiles have popularity and item KNN, so the ensemble's EASE has the setting best from 20 ratings on
 FIRST_ORDER = "random_0"  # settings are compared in one random order
 BLOCK_SCORES = 8_000_000  # scores of one model held at a time, 32 MB: there are two dozen of them
+RATINGS = "popularity of ratings"  # the weaker baseline, a second row
 CHOSEN, SHIPPED = "chosen", "shipped"  # by each fold's own validation users
 
 
@@ -87,7 +93,7 @@ class Series(NamedTuple):
     def variant(self) -> str:
         """As metrics.csv names it."""
         weight = {"with-popularity": "learned;with=popularity"}.get(self.curve, self.curve)
-        return f"order={self.order}" + (f";alpha={weight};cf={self.cf}" if self.cf else "")
+        return f"order={self.order}" + (f";alpha={weight};cf={self.cf}" if self.cf else f";{weight}" if weight else "")
 
 
 class Mixed(NamedTuple):
@@ -254,7 +260,7 @@ class AlphaStudy:
 
     def validated(self, order: str = "random") -> dict[str, Floats]:
         """The validation surfaces of content + cf, by cf."""
-        return {m.cf: values for (o, m), values in self.validation.items() if o == order and m.partner == "content"}
+        return by_cf(self.validation, order)
 
     def choose(self, boot: Bootstrap) -> Choice:
         """The rule for model and curve on the validation users of all folds."""
@@ -329,7 +335,7 @@ class _Bench:
         self.members: dict[Part, Positions] = {"validation": users_of.validation, "test": users_of.test}
         self.tie_order = protocols.tie_order(shared.data.items)
         self.models: dict[Model, Recommender] = {
-            Model("content"): deepcopy(content), Model("popularity"): Popularity()
+            Model("content"): deepcopy(content), Model("popularity"): Popularity(), Model(RATINGS): Popularity("any")
         }  # fmt: skip
         for cf, tried in shared.settings.items():
             self.models |= {Model(cf, c): deepcopy(model) for c, model in enumerate(tried)}
@@ -385,6 +391,7 @@ def best_setting(tried: pd.DataFrame, cf: str, since: int = FROM_SIZE) -> int:
 
 
 def _study_fold(shared: Conditions, fold: int, content: ContentModel) -> Fold:
+    """Tune on validation users in each kind of order, choose what would ship, and measure test users."""
     bench = _Bench(shared, fold, content)
     picked = bench.pick_settings()
     long = Model("ease", best_setting(picked, "ease", LONG))
@@ -392,25 +399,28 @@ def _study_fold(shared: Conditions, fold: int, content: ContentModel) -> Fold:
     result = Fold(bench.members, settings=picked, pick={"fold": fold})
     parts = {name: Model(name) for name in PARTS} | {"ease": long}
     for kind, orders in shared.orders.items():
-        _study_order(bench, result, kind, orders, parts)
+        tuning: dict[Any, Floats] = bench.measure(
+            "validation", orders,
+            _pairs(list(shared.settings), shared) | {None: Signal(tuple(parts.values()), lambda n: WEIGHTS)},
+        )  # fmt: skip
+        result.mixed[kind] = tuning.pop(None)
+        bench.ensemble(ENSEMBLE, parts, tune_ensemble(result.mixed[kind], shared.sizes))
+        tuning |= bench.measure("validation", orders, _pairs([ENSEMBLE], shared))
+        result.validation.update({(kind, key): values for key, values in tuning.items()})
+    _choose(bench, result, parts)
+    for kind, orders in shared.orders.items():
+        bench.ensemble(ENSEMBLE, parts, tune_ensemble(result.mixed[kind], shared.sizes))
+        _test(bench, result, kind, orders)
     return result
 
 
-def _study_order(bench: _Bench, result: Fold, kind: str, orders: Sequence[str], parts: Mapping[str, Model]) -> None:
-    """Tune on the validation users of a fold in one kind of order, choose in random order, and measure test users."""
+def _test(bench: _Bench, result: Fold, kind: str, orders: Sequence[str]) -> None:
+    """Measure the test users of a fold in one kind of order under every curve tuned for it."""
     s = bench.shared
-    tuning: dict[Any, Floats] = bench.measure(
-        "validation", orders, _pairs(list(s.settings), s) | {None: Signal(tuple(parts.values()), lambda n: WEIGHTS)}
-    )
-    mixed = result.mixed[kind] = tuning.pop(None)
-    bench.ensemble(ENSEMBLE, parts, tune_ensemble(mixed, s.sizes))
-    tuning |= bench.measure("validation", orders, _pairs([ENSEMBLE], s))
     curves = {
         key: tune_curves(*surface_of(values, s.sizes), s.alphas if key.partner == "content" else s.grid)
-        for key, values in tuning.items()
-    }
-    if kind == "random":
-        _choose(bench, result, {key.cf: v for key, v in tuning.items() if key.partner == "content"}, mixed, parts)
+        for (order, key), values in result.validation.items() if order == kind
+    }  # fmt: skip
     signals: dict[Any, Signal] = {
         key: pair("content", key.cf, s.alphas, by_name.values())
         if key.partner == "content"
@@ -418,28 +428,30 @@ def _study_order(bench: _Bench, result: Fold, kind: str, orders: Sequence[str], 
         for key, by_name in curves.items()
     }
     signals |= {cf: pair("content", Model(cf, 0), s.alphas[:0], [CURVES["classic"]]) for cf in CLASSIC}
-    signals |= {name: alone(Model(name)) for name in ("popularity", BOTH)}
+    signals |= {name: alone(Model(name)) for name in ("popularity", RATINGS, BOTH)}
     signals[SHIPPED] = pair("content", SHIPPED, s.alphas[:0], [result.pick["shipped_curve"]])
     tested = bench.measure("test", orders, signals)
-    result.validation.update({(kind, key): values for key, values in tuning.items()})
     result.test.update({(kind, cf): tested[Mixed("content", cf)][:, :, : len(s.alphas)]
                         for cf in (*s.settings, ENSEMBLE)})  # fmt: skip
     result.series.update(_series(kind, tested, curves, len(s.alphas), result.pick["cf"]))
 
 
-def _choose(
-    bench: _Bench, result: Fold, validation: Mapping[str, Floats], mixed: Floats, parts: Mapping[str, Model]
-) -> None:
-    """Both rules on the fold's own validation users: model and curve, and what would ship."""
+def _choose(bench: _Bench, result: Fold, parts: Mapping[str, Model]) -> None:
+    """All rules on the fold's own validation users: model and curve, and what would ship."""
     s = bench.shared
     boot = Bootstrap(len(bench.members["validation"]), child_seed(s.seed, "rule", bench.fold))
-    choice = choose(validation, mixed, s.sizes, s.alphas, boot)
-    kept, curve, _ = shipping_rule(choice, validation, mixed, None, s.sizes, s.alphas, boot)
-    bench.ensemble(SHIPPED, {p: parts[p] for p in kept} if choice.cf == ENSEMBLE else {choice.cf: Model(choice.cf)},
-                   tune_ensemble(mixed, s.sizes, kept) if choice.cf == ENSEMBLE else
-                   {"sizes": [1], "weights": {choice.cf: [1.0]}})  # fmt: skip
-    result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value, parts="+".join(kept))
+    validation = by_cf(result.validation, "random")
+    choice = choose(validation, result.mixed["random"], s.sizes, s.alphas, boot)
+    kept, curve, _ = shipping_rule(choice, validation, result.mixed["random"], None, s.sizes, s.alphas, boot)
+    tuned, _ = with_guards(choice.cf, kept, result.validation, result.mixed, s.sizes, boot)
+    bench.ensemble(SHIPPED, {part: parts.get(part, Model(part)) for part in tuned["weights"]}, tuned)
+    result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value, parts="+".join(tuned["weights"]))
     result.pick["shipped_curve"] = curve
+
+
+def by_cf(validation: Mapping[tuple[str, Mixed], Floats], order: str) -> dict[str, Floats]:
+    """The validation surfaces of content + cf in one order, by cf."""
+    return {key.cf: values for (o, key), values in validation.items() if o == order and key.partner == "content"}
 
 
 def shipping_rule(
@@ -461,6 +473,28 @@ def shipping_rule(
     return kept, shipped_curve(learned_curve, losses), losses
 
 
+def with_guards(
+    cf: str, kept: Sequence[str], validation: Mapping[tuple[str, Mixed], Floats], mixed: Mapping[str, Floats],
+    sizes: Sequence[int], boot: Bootstrap,
+) -> tuple[dict[str, Any], list[Guard]]:  # fmt: skip
+    """The weights by profile size of what ships, popularity alone where the rest is not shown to be no worse.
+
+    Judged without content, in every order, under the weights of random order; the guards come with the result.
+    """
+    popular = PARTS.index("popularity")
+    if cf in PARTS or cf == ENSEMBLE:
+        known, path = path_of(mixed["random"], sizes, kept)
+        served = {order: on_path(values, sizes, known, path) for order, values in mixed.items()}
+        tuned = tune_ensemble(mixed["random"], sizes, kept)
+    else:
+        served = {order: by_cf(validation, order)[cf][:, :, -1] for order in mixed}
+        known = surface_of(mixed["random"], sizes)[1]
+        tuned = {"sizes": known.tolist(), "weights": {cf: [1.0] * len(known)}}
+    alone = int(np.flatnonzero(WEIGHTS[:, popular] == 1)[0])
+    guards = against_popularity(served, {o: values[:, :, alone] for o, values in mixed.items()}, sizes, boot)
+    return guarded(tuned, guards), guards
+
+
 def _pairs(cfs: Sequence[str], shared: Conditions) -> dict[Any, Signal]:
     return {Mixed("popularity", cf): pair("popularity", cf, shared.grid) for cf in cfs} | {
         Mixed("content", cf): pair("content", cf, shared.alphas) for cf in cfs
@@ -475,6 +509,7 @@ def _series(
     Columns of a surface: the grid, whose ends are the other part alone and the model alone, then the curves.
     """
     found = {Series(kind, name): tested[name][:, :, 0] for name in ("popularity", BOTH)}
+    found[Series(kind, "popularity", "", "counts=any")] = tested[RATINGS][:, :, 0]
     for cf in CLASSIC if grid > 1 else ():
         found[Series(kind, "blend", cf, "classic;settings=classic")] = tested[cf][:, :, 0]
     for key, by_name in ((key, by_name) for key, by_name in curves.items() if key.partner == "content"):

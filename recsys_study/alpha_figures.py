@@ -37,6 +37,12 @@ COMPARED = {  # id: (label, series, what it is compared with); order is added
     "learned-popularity": ("hybrid with learned weights instead of popularity", LEARNED, ("popularity",)),
     "shipped-popularity": ("what ships instead of popularity", ("blend", SHIPPED, SHIPPED), ("popularity",)),
     "shipped-learned": ("what ships instead of all parts", ("blend", SHIPPED, SHIPPED), LEARNED),
+    "alone-classic": (
+        "collaborative scores alone instead of the classic curve", (CHOSEN,), ("blend", CHOSEN, "classic")
+    ),
+    "likes-ratings": (
+        "popularity by likes instead of by ratings", ("popularity",), ("popularity", "", "counts=any")
+    ),
     "ensemble-ease": ("ensemble instead of EASE", ("blend", ENSEMBLE, "learned"), ("blend", "ease", "learned")),
     "classic-svd-popularity": (
         "classic hybrid with SVD instead of popularity", ("blend", "svd", "classic;settings=classic"), ("popularity",)

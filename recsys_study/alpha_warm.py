@@ -21,6 +21,7 @@ from recsys_study.alpha_curve import (
     pair,
     shipping_rule,
     surfaces,
+    with_guards,
 )
 from recsys_study.findings import Contrast
 from recsys_study.weights import (
@@ -34,6 +35,7 @@ from recsys_study.weights import (
     WHOLE,
     Choice,
     Floats,
+    Guard,
     Loss,
     Positions,
     alpha_grid,
@@ -206,29 +208,39 @@ def cold_contrasts(cold: pd.DataFrame, users: NDArray[np.object_], boot: Bootstr
 
 
 class Shipping(NamedTuple):
-    """The parts that earn their place, the curve of content, the losses behind them, and default.json."""
+    """The parts that earn their place, the curve of content, the losses and guards behind them, and default.json."""
 
     parts: tuple[str, ...]
     curve: AlphaCurve
     content_for: list[str]  # the segments in which content earns its place
     losses: list[Loss]
+    guards: list[Guard]
     default: dict[str, Any]
 
+    @property
+    def popularity_for(self) -> list[str]:
+        """The ranges of profile sizes that get popularity, because the parts are worse there in some order."""
+        return list(dict.fromkeys(guard.segment for guard in self.guards if not guard.passes))
+
     def rows(self) -> pd.DataFrame:
-        """Rows of metrics.csv: what leaving each part out changes, on validation users."""
+        """Rows of metrics.csv on validation users: what leaving each part out changes, and the guards."""
         named = {"protocol": "profile-size", "model": "blend"}
+        rows = {(f"without={x.part};step={x.step}", x.segment): x.difference for x in self.losses}
+        rows |= {(f"order={g.order};instead=popularity", g.segment): g.difference for g in self.guards}
         return pd.concat(
-            metric_rows({NDCG: loss.difference}, variant=f"without={loss.part};step={loss.step};users=validation",
-                        segment=loss.segment.replace(" ", "-"), **named)
-            for loss in self.losses
-        )  # fmt: skip
+            metric_rows({NDCG: e}, variant=f"{variant};users=validation", segment=segment.replace(" ", "-"), **named)
+            for (variant, segment), e in rows.items()
+        )
 
 
 def ship(
     study: AlphaStudy, choice: Choice, chosen: Mapping[str, Any], settings: Settings, warm: Warm, cold: pd.DataFrame,
     users: NDArray[np.object_], boot: Bootstrap,
 ) -> Shipping:  # fmt: skip
-    """Apply the rule for what ships to the validation users of all folds (``weights.eliminate``, ``shipped_curve``)."""
+    """Apply the rules for what ships to the validation users of all folds.
+
+    ``weights.eliminate`` and ``shipped_curve`` decide about parts and content, ``with_guards`` about popularity.
+    """
     mixed, validation = study.mixed["random"], study.validated()
     validating = np.isfinite(mixed[:, :, 0]).any(axis=1)
     parts, _, losses = shipping_rule(choice, validation, mixed, warm.mixed, study.sizes, study.alphas, boot)
@@ -241,8 +253,16 @@ def ship(
     learned = tune_curves(*surface_of(validation[choice.cf], study.sizes), study.alphas)["learned"]
     curve = shipped_curve(learned, losses)
     content_for = [loss.segment for loss in losses if loss.part == "content" and loss.earns]
-    cf = choice.cf if len(parts) > 1 or choice.cf != ENSEMBLE else parts[0]
-    own = study.settings_of(cf, settings, LONG if choice.cf == ENSEMBLE and cf == "ease" else FROM_SIZE, parts)
-    content = dict(chosen["content"]) | ({} if content_for else {"fields": []})
-    default = {"cf": cf, "settings": own, "curve": curve.to_json(), "content": content, "fallback": "popularity"}
-    return Shipping(parts, curve, content_for, losses, default)
+    weights, guards = with_guards(choice.cf, parts, study.validation, study.mixed, study.sizes, boot)
+    own = {
+        part: {} if part == "popularity" else
+        study.settings_of(part, settings, LONG if choice.cf == ENSEMBLE and part == "ease" else FROM_SIZE)
+        for part in weights["weights"]
+    }  # fmt: skip
+    alone_cf = len(own) == 1
+    cf = next(iter(own)) if alone_cf else ENSEMBLE
+    default = {
+        "cf": cf, "settings": own[cf] if alone_cf else {"parts": own, **weights}, "curve": curve.to_json(),
+        "content": dict(chosen["content"]) | ({} if content_for else {"fields": []}), "fallback": "popularity",
+    }  # fmt: skip
+    return Shipping(parts, curve, content_for, losses, guards, default)

@@ -311,6 +311,7 @@ def rank_models(
             entries += [(split, r, model, f"relevance={r}", o) for model, o in chosen.items()]
             entries += [(split, r, model, f"relevance={r};settings=classic", o) for model, o in classic.items()]
             entries.append((split, r, "popularity", f"relevance={r}", Popularity()))
+            entries.append((split, r, "popularity", f"relevance={r};counts=any", Popularity("any")))
     both = Average([best[splits[0].test, "liked", model] for model in ("svd", "knn")])
     entries.append((splits[0], "liked", "svd+knn", "relevance=liked", both))
     distinct = {(split.test, repr(o)): (o, split.case) for split, *_, o in entries}

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_utils.evaluation.protocols import VALIDATION_PARTS
-from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, verdict
+from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, Verdict, verdict
 from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, linear, sigmoid
 
 Floats = NDArray[np.float64]
@@ -173,8 +173,8 @@ def columns_of(parts: Sequence[str]) -> Positions:
     return np.flatnonzero(WEIGHTS[:, others].sum(axis=1) == 0)
 
 
-def tune_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """``sizes`` and ``weights`` of an ensemble of some parts: the smooth path of best weights through the sizes.
+def path_of(values: Floats, sizes: Sequence[int], parts: Sequence[str] = PARTS) -> tuple[Positions, Positions]:
+    """The known sizes, and at each the row of ``WEIGHTS`` on the smooth path of best weights of some parts.
 
     Parameters
     ----------
@@ -182,8 +182,21 @@ def tune_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = P
     """
     columns = columns_of(parts)
     surface, known = surface_of(values[:, :, columns], sizes)
-    path = WEIGHTS[columns][best_path(surface, SMOOTH[np.ix_(columns, columns)])]
-    return {"sizes": known.tolist(), "weights": {part: path[:, PARTS.index(part)].tolist() for part in parts}}
+    return known, columns[best_path(surface, SMOOTH[np.ix_(columns, columns)])]
+
+
+def tune_ensemble(values: Floats, sizes: Sequence[int], parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """``sizes`` and ``weights`` of an ensemble of some parts on :func:`path_of`."""
+    known, path = path_of(values, sizes, parts)
+    weights = {part: WEIGHTS[path, PARTS.index(part)].tolist() for part in parts}
+    return {"sizes": known.tolist(), "weights": weights}
+
+
+def on_path(values: Floats, sizes: Sequence[int], known: Positions, path: Positions) -> Floats:
+    """(U, S) ndcg under the weights of a path; NaN at sizes that are not known."""
+    found, at = np.full(values.shape[:2], np.nan), np.isin(sizes, known)
+    found[:, at] = values[:, at][:, np.arange(len(known)), path]
+    return found
 
 
 def crossfit(values: Floats, sizes: Sequence[int], cost: Floats) -> Floats:
@@ -345,3 +358,60 @@ def shipped_curve(learned: AlphaCurve, losses: Sequence[Loss]) -> AlphaCurve:
 def loss_table(losses: Sequence[Loss]) -> pd.DataFrame:
     """One row per part and segment that the rule looked at."""
     return pd.DataFrame([loss.row() for loss in losses])
+
+
+class Guard(NamedTuple):
+    """What would ship less popularity of likes, in one segment and order: ndcg@10 of validation users."""
+
+    order: str
+    segment: str
+    difference: Estimate
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.difference)
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is shown not to be worse by more than the margin."""
+        return self.verdict in ("better", "tie", "not worse")
+
+
+def against_popularity(
+    served: Mapping[str, Floats], popular: Mapping[str, Floats], sizes: Sequence[int], boot: Bootstrap
+) -> list[Guard]:
+    """The guard in every order and declared range of sizes; ``served``, ``popular``: (U, S) ndcg@10 by order."""
+    n, found = np.asarray(sizes), []
+    for order, values in served.items():
+        for segment, (low, high) in SEGMENTS.items():
+            change = (values - popular[order])[:, (n >= low) & (n <= high)]
+            change = change[:, np.isfinite(change).any(axis=0)]
+            if change.size:
+                found.append(Guard(order, segment, boot.average(change)))
+    return found
+
+
+def guarded(tuned: Mapping[str, Any], guards: Sequence[Guard]) -> dict[str, Any]:
+    """``sizes`` and ``weights`` of an ensemble that is popularity alone in every range where a guard does not pass.
+
+    >>> worse = Guard("time", "n=1-5", Estimate(-0.02, -0.03, -0.01, 50, lower=-0.03))
+    >>> guarded({"sizes": [1, 5, 8], "weights": {"ease": [1.0, 1.0, 1.0]}}, [worse])["weights"]
+    {'ease': [0.0, 0.0, 1.0], 'popularity': [1.0, 1.0, 0.0]}
+    """
+    failed = [SEGMENTS[guard.segment] for guard in guards if not guard.passes]
+    if not failed:
+        return dict(tuned)
+    popular = [any(low <= n <= high for low, high in failed) for n in tuned["sizes"]]
+    weights = {"popularity": [0.0] * len(popular)} | dict(tuned["weights"])
+    order = [*tuned["weights"], *(["popularity"] if "popularity" not in tuned["weights"] else [])]
+    return {"sizes": list(tuned["sizes"]), "weights": {
+        part: [float(part == "popularity") if p else w for p, w in zip(popular, weights[part], strict=True)]
+        for part in order
+    }}  # fmt: skip
+
+
+def guard_table(guards: Sequence[Guard]) -> pd.DataFrame:
+    rows = [[g.order, g.segment, g.difference.value, g.difference.ci_low, g.difference.ci_high, g.difference.n,
+             g.verdict, g.passes] for g in guards]  # fmt: skip
+    columns = ["order", "segment", "difference", "ci_low", "ci_high", "n", "verdict", "passes"]
+    return pd.DataFrame(rows, columns=columns)

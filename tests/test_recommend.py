@@ -97,7 +97,7 @@ def test_the_classic_fallback_order_by_profile_size(
     assert found["rank"].tolist() == [1, 2, 3, 4, 5]
     assert found["score"].is_monotonic_decreasing
     if expected == "popularity_fallback":
-        popular = np.argsort(-np.bincount(train.item, minlength=N_ITEMS), kind="stable")
+        popular = np.argsort(-np.bincount(train.item[train.rating >= 4], minlength=N_ITEMS), kind="stable")
         assert found["item_id"].tolist() == [f"{i:02d}" for i in popular if i >= n][:5]
     else:
         parts = (1 - found["alpha"]) * found["content_score"] + found["alpha"] * found["cf_score"]
@@ -210,10 +210,9 @@ def test_variety_leaves_the_popularity_fallback_alone(items: pd.DataFrame, train
 
 
 def test_without_a_like_the_reason_is_popularity(items: pd.DataFrame, train: Interactions) -> None:
-    count = int(np.bincount(train.item).max())
     for mine in (profile({}), profile({39: 1})):
-        reason = recommender(items, train).recommend(mine, ["me"], n=1)["reason"].iloc[0]
-        assert f"rated by {count} people (position 1 of {N_ITEMS})" in reason
+        first = recommender(items, train).recommend(mine, ["me"], n=1).iloc[0]
+        assert f"rated by {np.sum(train.item == int(first['item_id']))} people" in first["reason"]
 
 
 @pytest.mark.parametrize(

@@ -124,22 +124,30 @@ def refuse_dense(what: str, n: int, matrices: int, advice: str) -> None:
 
 @dataclass
 class Popularity(Model):
-    """Score = number of training ratings of the item, the same for everyone.
+    """Score = number of training likes of the item, the same for everyone.
+
+    Parameters
+    ----------
+    binarise : count likes, or any rating: a weaker baseline where likes are relevant, since disliked items count too
 
     >>> import pandas as pd; from recsys_utils.base import Scale
     >>> frame = pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "rating": [5, 3, 4]})
     >>> data = Interactions.from_frame(frame, scale=Scale(1, 5))
-    >>> Popularity().fit(data).scores(data.user_item).tolist()
-    [[2.0, 1.0], [2.0, 1.0]]
+    >>> [Popularity(which).fit(data).scores(data.user_item[0]).tolist() for which in ("liked", "any")]
+    [[[2.0, 0.0]], [[2.0, 1.0]]]
     """
 
     name: ClassVar[str] = "popularity"
+    binarise: Binarise = "liked"
     counts: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    rated: NDArray[np.float32] = field(init=False, repr=False, compare=False)  # training ratings of each item
     bounds: Floats = field(init=False, repr=False, compare=False)
 
     def fit(self, train: Interactions) -> Self:
         self.keep_scale(train)
-        self.counts = np.bincount(train.item, minlength=len(train.items)).astype(np.float32)
+        self.counts, self.rated = (
+            item_counts(self.binarised(train.user_item, which)).astype(np.float32) for which in (self.binarise, "any")
+        )
         return self
 
     def scores(self, profiles: csr_matrix) -> Scores:

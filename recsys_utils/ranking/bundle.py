@@ -31,7 +31,7 @@ from recsys_utils.models.neighbours import Neighbours
 from recsys_utils.ranking.hybrid import AlphaCurve, Hybrid
 from recsys_utils.ranking.recommend import MODELS, HybridRecommender
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CATALOGUE = "catalogue.parquet"
 CATALOGUE_COLUMNS = [ITEM, "title", "year", "genres", "tmdb_id", "imdb_id"]

@@ -264,7 +264,7 @@ class Hybrid:
 
     name = "blend"
 
-    def __init__(self, content: ContentModel, cf: Recommender, curve: AlphaCurve, popularity: Recommender) -> None:
+    def __init__(self, content: ContentModel, cf: Recommender, curve: AlphaCurve, popularity: Popularity) -> None:
         self.content = content
         self.cf = cf
         self.curve = curve
@@ -273,25 +273,21 @@ class Hybrid:
     def fit(self, train: Interactions) -> Self:
         for part in (self.content, self.cf, self.popularity):
             part.fit(train)
-        for learned in ("_counts", "new", "_rare"):
+        for learned in ("new", "_rare"):
             self.__dict__.pop(learned, None)
         return self
 
     @cached_property
-    def _counts(self) -> NDArray[np.float32]:
-        """(I,) training ratings of each item."""
-        counts: NDArray[np.float32] = self.popularity.scores(csr_matrix((1, self.content.vectors.shape[0])))[0]
-        return counts
-
-    @cached_property
     def new(self) -> NDArray[np.bool_]:
         """(I,) True for items without any training rating, as far as anything is known about any item."""
-        return np.asarray((self._counts <= 0) & self._counts.any() & bool(self.content.vectors.nnz))
+        rated = self.popularity.rated
+        return np.asarray((rated <= 0) & rated.any() & bool(self.content.vectors.nnz))
 
     @cached_property
     def _rare(self) -> NDArray[np.bool_]:
         """(I,) the tenth of the rated items with the fewest ratings."""
-        return ~self.new & (self._counts <= np.quantile(self._counts[~self.new], 0.1))
+        rated = self.popularity.rated
+        return ~self.new & (rated <= np.quantile(rated[~self.new], 0.1))
 
     def components(self, profiles: csr_matrix) -> Components:
         """What the scores are made of, for reasons and for the exported columns."""

@@ -53,7 +53,7 @@ class HybridRecommender:
 
     Parameters
     ----------
-    hybrid : fitted; its popularity part scores items by their number of training ratings
+    hybrid : fitted
     items : (I rows) columns item_id, title, year, genres, tmdb_id, imdb_id in the order the hybrid knows
     exploration, ratio : a strategy of ``rerank.STRATEGIES`` and its ratio or lambda
     seed : of the random picks
@@ -67,8 +67,7 @@ class HybridRecommender:
 
     @cached_property
     def facts(self) -> ItemFacts:
-        nobody = csr_matrix((1, len(self.items)), dtype=np.float32)
-        return ItemFacts.of(self.items, self.hybrid.popularity.scores(nobody)[0].astype(np.int64))
+        return ItemFacts.of(self.items, self.hybrid.popularity.rated.astype(np.int64))
 
     @cached_property
     def explainer(self) -> Explainer:
