@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recsys_utils.evaluation.significance import Bootstrap, jackknife
 from recsys_utils.models.neighbours import Neighbours
 from recsys_utils.personal.own_ratings import read
 from recsys_utils.ranking.bundle import Bundle, write_bundle
+from recsys_utils.ranking.hybrid import WeightedEnsemble
 from recsys_utils.ranking.recommend import ME, HybridRecommender
 
 SHOWN = ["rank", "title", "score", "alpha", "strategy", "reason"]
@@ -116,3 +118,22 @@ def list_table(
         found["gini"] = jackknife(metrics.gini(shown, n), metrics.gini_without_each(shown, n))
         rows += [[kind, f"{name}@{k}", e.value, e.ci_low, e.ci_high, e.n] for name, e in found.items()]
     return pd.DataFrame(rows, columns=["lists", "metric", "value", "ci_low", "ci_high", "n"])
+
+
+def shipped(choice: Mapping[str, Any], diversity: str) -> dict[str, Any]:
+    """What default.json ships, as facts: models, profile sizes that get popularity alone, content, re-ranking.
+
+    >>> settings = {"parts": {"ease": {}, "popularity": {}}, "sizes": [1, 8]}
+    >>> settings["weights"] = {"ease": [0.0, 1.0], "popularity": [1.0, 0.0]}
+    >>> shipped({"cf": "mixture", "settings": settings, "content": {"fields": []}}, "mmr")
+    {'models': ['ease'], 'popularity_at': [1], 'content': False, 'diversity': 'mmr'}
+    """
+    models, popular = [choice["cf"]], []
+    if choice["cf"] == WeightedEnsemble.name:
+        weights, sizes = choice["settings"]["weights"], choice["settings"]["sizes"]
+        alone = [weight == 1 for weight in weights.get("popularity", [0] * len(sizes))]
+        popular = [n for n, only in zip(sizes, alone, strict=True) if only]
+        models = [part for part, own in weights.items()
+                  if any(w > 0 and not only for w, only in zip(own, alone, strict=True))]  # fmt: skip
+    content = bool(choice["content"]["fields"])
+    return {"models": models, "popularity_at": popular, "content": content, "diversity": diversity}

@@ -34,13 +34,20 @@ def test_bundle_text_and_table_agree(smoke_run: Path, stage: Stage) -> None:
         if segment not in content_for and not (segment == "n>=50" and WHOLE in content_for):
             assert curve([n]).tolist() == [1.0], f"content has weight at {n} ratings, where it earns nothing"
     assert bool(recommender.hybrid.content.vectors.nnz) == bool(content_for)
+    (found,) = [f for f in json.loads((smoke_run / "findings.json").read_text()) if f["id"] == "alpha-curve"]
     parts = set(cf.parts) if isinstance(cf, WeightedEnsemble) else {cf.name}
+    guards = pd.read_csv(smoke_run / "tables" / "alpha_against_popularity.csv")
+    popular_for = set(guards.loc[~guards["passes"], "segment"])
+    assert set(found["facts"]["popularity_ships_for"]) == popular_for
+    for segment in popular_for:
+        assert isinstance(cf, WeightedEnsemble)
+        assert cf.weights_at([SEGMENTS[segment][0]])[0, list(cf.parts).index("popularity")] == 1
+    parts -= {"popularity"} if popular_for else set()
     tried = table[table["part"] != "content"]
     if len(tried):  # of an ensemble: what the last step keeps either earns its place or is the last part of all
         last = tried[tried["step"] == tried["step"].max()]
         assert parts <= set(last["part"])
         assert len(parts) == 1 or parts == set(last.loc[last["earns"], "part"])
-    (found,) = [f for f in json.loads((smoke_run / "findings.json").read_text()) if f["id"] == "alpha-curve"]
     assert set(found["facts"]["parts"]) == parts
     assert set(found["facts"]["content_ships_for"]) == content_for
     assert found["facts"]["alpha_at_3_10_50"] == pytest.approx(curve([3, 10, 50]).tolist())

@@ -47,7 +47,7 @@ class Fixed:
 
     def __init__(self, name: str, scores: list[float]) -> None:
         self.name = name
-        self.row = np.array(scores, np.float32)
+        self.row = self.rated = np.array(scores, np.float32)
 
     def fit(self, train: Interactions) -> Fixed:
         return self

@@ -279,6 +279,19 @@ def test_an_item_without_ratings_is_explained_by_content_alone(items: pd.DataFra
     assert sum(parts.values()) == pytest.approx(row["score"], abs=2.1e-3)
 
 
+def test_popularity_with_all_the_weight_is_the_fallback(items: pd.DataFrame, train: Interactions) -> None:
+    """Short profiles get popularity's list as those without a like do, longer ones their own."""
+    cf = WeightedEnsemble(
+        {"popularity": Popularity(), "ease": EASE(reg=10.0)}, [2, 3], {"popularity": [1, 0], "ease": [0, 1]}
+    )
+    rows = recommender(items, train, ALWAYS_CF, cf, "dpp", 0.8)
+    block = vstack([profile({}), profile({30: 5, 31: 5}), profile({30: 5, 31: 5, 32: 5})]).tocsr()
+    found = rows.recommend(block, ["none", "short", "long"], n=5).groupby("user_id", sort=False)
+    assert found["strategy"].unique().map(list).tolist()[:2] == [["popularity_fallback"]] * 2
+    lists = found["item_id"].agg(list)
+    assert lists["none"] == lists["short"] != lists["long"]
+
+
 def test_popularity_where_it_adds_most_is_the_reason(items: pd.DataFrame, train: Interactions) -> None:
     rows = recommender(items, train, ALWAYS_CF, mixed({"popularity": [0.9], "item_knn": [0.0], "ease": [0.1]}))
     assert "popular" in rows.recommend(profile({30: 5}), ["me"], n=1)["reason"].iloc[0]

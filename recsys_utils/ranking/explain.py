@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Person:
-    """A profile (1, I) with the scores (I,) that the hybrid gives it; ``fallback``: nothing liked."""
+    """A profile (1, I) with the scores (I,) that the hybrid gives it; ``fallback``: the list is popularity's."""
 
     profile: csr_matrix
     content: NDArray[np.float32]
@@ -125,7 +125,7 @@ class Explainer:
     def reasons(self, person: Person, items: NDArray[np.int32], explored: NDArray[np.bool_]) -> list[str]:
         """A sentence for each of n items; ``explored`` marks those that the re-ranking strategy brought in."""
         if person.fallback:
-            return [f"You have liked nothing yet; this is popular: {self._raters(item)}." for item in items]
+            return [f"Too little is known of your taste yet; this is popular: {self._raters(item)}." for item in items]
         parts, texts = self.parts(person, items), []
         for n, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
             text = self._fits(person, item, {name: self._column(part, n) for name, part in parts.items()})

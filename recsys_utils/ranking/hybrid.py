@@ -241,7 +241,7 @@ class Components(NamedTuple):
     content: Scores
     cf: Scores  # normalised to [0, 1]
     alpha: NDArray[np.float64]  # (B,)
-    fallback: NDArray[np.bool_]  # (B,) nothing liked: the list is popularity's
+    fallback: NDArray[np.bool_]  # (B,) the list is popularity's: nothing liked, or popularity has all the weight
 
 
 class Hybrid:
@@ -294,8 +294,12 @@ class Hybrid:
         content, cf = self.content.scores(profiles), scaled(self.cf, profiles)
         if self.new.any():
             cf[:, self.new] = expected(content, cf, ~self.new, self._rare)
-        nothing_liked = liked_counts(profiles, self.content.liked) == 0
-        return Components(content, cf, self.curve(np.diff(profiles.indptr)), nothing_liked)
+        n = np.diff(profiles.indptr)
+        alpha, fallback = self.curve(n), liked_counts(profiles, self.content.liked) == 0
+        if isinstance(self.cf, WeightedEnsemble) and "popularity" in self.cf.parts:
+            own = self.cf.weights_at(n)[:, list(self.cf.parts).index("popularity")]
+            fallback |= (alpha == 1) & (own == 1)
+        return Components(content, cf, alpha, fallback)
 
     def scores(self, profiles: csr_matrix, parts: Components | None = None) -> Scores:
         """(B, I) ratings -> (B, I) float32 in [0, 1]; ``parts``, where already computed, spares doing so again."""
