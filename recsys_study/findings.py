@@ -108,8 +108,8 @@ def conclude(
 ) -> Finding:
     """Answer a question in the words of its template.
 
-    Confidence is *undecided* where a primary contrast is; *medium* where one is no more than *not worse*, or a caveat
-    applies; else *high*.
+    Confidence is *undecided* where a primary contrast is; *medium* where one is *slightly better*, *slightly worse* or
+    *not worse*, or a caveat applies; else *high*.
 
     Raises
     ------
@@ -125,7 +125,11 @@ def conclude(
     judged = {contrast.verdict for contrast in contrasts if contrast.primary}
     caveats = tuple(line.strip() for line in words["caveats"].splitlines() if line.strip())
     confidence: Confidence = (
-        "undecided" if "undecided" in judged else "medium" if "not worse" in judged or caveats else "high"
+        "undecided"
+        if "undecided" in judged
+        else "high"
+        if judged <= {"better", "worse", "tie"} and not caveats
+        else "medium"
     )
     answer = " ".join(words["answer"].split())
     return Finding(id, stage, " ".join(words["question"].split()), answer, confidence, tuple(contrasts), facts, caveats)
@@ -162,7 +166,14 @@ def environment(folder: Path) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    found.filters |= {"signed": signed, "number": number, "percent": percent, "significant": significant, "p": p_text}
+    found.filters |= {
+        "direction": direction,
+        "signed": signed,
+        "number": number,
+        "percent": percent,
+        "significant": significant,
+        "p": p_text,
+    }
     return found
 
 
@@ -263,6 +274,15 @@ def side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     shared = both["verdict_a"].notna() & both["verdict_b"].notna()
     both["agree"] = (both["verdict_a"] == both["verdict_b"]).where(shared)
     return both.assign(label=both["label_a"].fillna(both["label_b"])).drop(columns=["label_a", "label_b"])
+
+
+def direction(verdict: str) -> str:
+    """A verdict without its size, for answers that need no more.
+
+    >>> direction("slightly better"), direction("not worse")
+    ('better', 'not worse')
+    """
+    return verdict.removeprefix("slightly ")
 
 
 # ---- numbers as text

@@ -33,7 +33,7 @@ from recsys_utils.models.surprise_models import SVD, SurpriseModel, predict_by_s
 
 NDCG = "ndcg@10"
 FRESH, STALE = "a fresh model", "stale profile"
-HARMLESS = ("tie", "not worse", "better")
+HARMLESS = ("tie", "not worse", "slightly better", "better")
 MIN_USERS = 20  # an age is studied if this many users came back late enough in the history
 THINNED = ("users", "ratings")
 JUDGED = ("value", "ci_low", "ci_high", "n", "p", "mdd", "verdict")

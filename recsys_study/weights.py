@@ -374,7 +374,7 @@ class Guard(NamedTuple):
     @property
     def passes(self) -> bool:
         """Whether it is shown not to be worse by more than the margin."""
-        return self.verdict in ("better", "tie", "not worse")
+        return self.verdict in ("better", "slightly better", "tie", "not worse")
 
 
 def against_popularity(

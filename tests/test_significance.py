@@ -247,8 +247,10 @@ def test_the_jackknife_covers_coverage_and_gini_at_the_same_number_of_lists():
     [
         (-0.009, 0.009, -0.008, "tie"),
         (0.001, 0.009, 0.002, "tie"),  # sure to be more, sure to be of no consequence
-        (0.001, 0.02, 0.002, "better"),
-        (-0.02, -0.001, -0.018, "worse"),
+        (0.011, 0.02, 0.012, "better"),
+        (0.001, 0.02, 0.002, "slightly better"),
+        (-0.02, -0.011, -0.018, "worse"),
+        (-0.02, -0.001, -0.018, "slightly worse"),
         (-0.011, 0.02, -0.009, "not worse"),
         (-0.02, 0.02, -0.018, "undecided"),
     ],

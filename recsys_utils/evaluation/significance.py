@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from recsys_utils.base import child_rng
 
 Values = NDArray[np.float64]
-Verdict = Literal["tie", "better", "worse", "not worse", "undecided"]
+Verdict = Literal["tie", "better", "slightly better", "worse", "slightly worse", "not worse", "undecided"]
 
 MARGIN = 0.01  # ndcg: the loss nobody would notice
 RESAMPLES = 10_000
@@ -262,17 +262,20 @@ def verdict(difference: Estimate, margin: float = MARGIN) -> Verdict:
     """What an interval of a difference (higher is better) allows to say, the first that holds:
 
     *tie*: the interval lies within +-margin (even if it excludes 0: sure, but of no consequence); *better*, *worse*: it
-    excludes 0; *not worse*: the one-sided lower bound is above -margin; else *undecided*.
+    lies beyond the margin; *slightly better*, *slightly worse*: it excludes 0; *not worse*: the one-sided lower bound
+    is above -margin; else *undecided*.
 
-    >>> verdict(Estimate(0.02, 0.01, 0.03, 943, lower=0.012)), verdict(Estimate(0.0, -0.004, 0.004, 943, lower=-0.003))
+    >>> verdict(Estimate(0.02, 0.011, 0.03, 943, lower=0.012)), verdict(Estimate(0.0, -0.004, 0.004, 943, lower=-0.003))
     ('better', 'tie')
+    >>> verdict(Estimate(0.02, 0.005, 0.03, 943, lower=0.007)), verdict(Estimate(-0.01, -0.03, 0.01, 943, lower=-0.02))
+    ('slightly better', 'undecided')
     """
     if -margin <= difference.ci_low and difference.ci_high <= margin:
         return "tie"
     if difference.ci_low > 0:
-        return "better"
+        return "better" if difference.ci_low > margin else "slightly better"
     if difference.ci_high < 0:
-        return "worse"
+        return "worse" if difference.ci_high < -margin else "slightly worse"
     return "not worse" if difference.lower > -margin else "undecided"
 
 
