@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 from recsys_utils.base import InputError
-from recsys_utils.evaluation.significance import MARGIN, Estimate, Verdict, holm, p_text, verdict
+from recsys_utils.evaluation.significance import MARGIN, Estimate, Verdict, holm, p_text, verdict, without_one_user
 
 Confidence = Literal["high", "medium", "undecided"]
 ANSWERS = Path(__file__).with_name("answers")
@@ -51,6 +51,8 @@ class Contrast:
     margin : the least difference that matters, in the same unit
     p : two-sided, of a difference of zero, before Holm's correction; None where no resamples were drawn
     primary : declared before the result to answer the question
+    least, most : what the value can become without a single user; None where that was not measured. A verdict that
+        turns on one user is *undecided*
     """
 
     id: str
@@ -65,6 +67,8 @@ class Contrast:
     p: float | None
     verdict: Verdict
     primary: bool = False
+    least: float | None = None
+    most: float | None = None
 
     @classmethod
     def from_estimate(
@@ -77,9 +81,10 @@ class Contrast:
         'better'
         """
         value, low, high = (plain(x) for x in (estimate.value, estimate.ci_low, estimate.ci_high))
-        judged = verdict(estimate, margin)
-        p = None if math.isnan(estimate.p) else plain(estimate.p)
-        return cls(id, label, of, unit, value, low, high, int(estimate.n), margin, p, judged, primary)
+        turns = {direction(each) for each in without_one_user(estimate, margin)}
+        judged: Verdict = verdict(estimate, margin) if len(turns) == 1 else "undecided"
+        p, least, most = (plain(x) for x in (estimate.p, estimate.least, estimate.most))
+        return cls(id, label, of, unit, value, low, high, int(estimate.n), margin, p, judged, primary, least, most)
 
 
 @dataclass(frozen=True)

@@ -133,3 +133,8 @@ def test_a_discussion_holds_while_its_verdicts_do(tmp_path: Path) -> None:
     assert (flipped.text, len(flipped.flipped)) == ("", 1)
     with pytest.raises(InputError, match="nothing"):
         list(findings.discussions(discussion(tmp_path, "better", "{{ facts.nothing }}"), answers, "toy"))
+
+
+def test_a_contrast_that_turns_on_one_user_is_undecided() -> None:
+    one = Estimate(0.02, 0.011, 0.03, 50, lower=0.012, least=0.002, most=0.02)
+    assert Contrast.from_estimate("a", "a instead of b", one, of="ndcg@10", margin=0.01).verdict == "undecided"

@@ -18,6 +18,7 @@ from recsys_utils.evaluation.significance import (
     metric_rows,
     minimum_detectable_difference,
     verdict,
+    without_one_user,
 )
 
 RNG = np.random.default_rng
@@ -325,3 +326,24 @@ def test_metric_rows_are_tidy():
         }
     )  # fmt: skip
     pd.testing.assert_frame_equal(rows, expected)
+
+
+def test_what_a_single_user_makes() -> None:
+    """The ends of the value without one user, by hand, for means, averages, ratios and RMSE."""
+    boot, values = Bootstrap(4, 1, 200), np.array([1.0, 2.0, np.nan, 9.0])
+    kept = np.array([1.0, 2.0, 9.0])
+    without = [np.delete(kept, u).mean() for u in range(3)]
+    assert (boot.mean(values).least, boot.mean(values).most) == pytest.approx((min(without), max(without)))
+    both = np.column_stack([[1.0, 2.0, 3.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
+    found = boot.average(both)
+    assert (found.least, found.most) == pytest.approx(((2 + 5) / 2, (14 / 3 + 5) / 2))
+    squared, count = np.array([4.0, 1.0, 1.0, 16.0]), np.array([1.0, 1.0, 1.0, 2.0])
+    rest = [np.sqrt((22 - s) / (5 - c)) for s, c in zip(squared, count, strict=True)]
+    assert (boot.rmse(squared, count).least, boot.rmse(squared, count).most) == pytest.approx((min(rest), max(rest)))
+
+
+def test_a_verdict_that_turns_on_one_user() -> None:
+    steady = Estimate(0.02, 0.015, 0.025, 50, lower=0.016, least=0.0195, most=0.0205)
+    assert without_one_user(steady, 0.01) == {"better"}
+    one = Estimate(0.02, 0.011, 0.03, 50, lower=0.012, least=0.002, most=0.02)
+    assert without_one_user(one, 0.01) == {"better", "not worse"}

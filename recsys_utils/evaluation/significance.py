@@ -31,7 +31,8 @@ class Estimate:
     """A number with its 95 % interval.
 
     ``n`` users (or lists) it rests on, ``se`` its standard error, ``lower`` its one-sided 95 % lower bound, ``p`` the
-    two-sided p value of "the truth is 0" (meaningful for differences; NaN where no resamples were drawn).
+    two-sided p value of "the truth is 0" (meaningful for differences; NaN where no resamples were drawn), ``least`` and
+    ``most`` the ends of what the value can become by leaving out a single user (NaN where that was not measured).
 
     >>> estimate = Estimate(value=0.2131, ci_low=0.2009, ci_high=0.2252, n=943)
     >>> f"{estimate}, shorter: {estimate:.2f}"
@@ -45,6 +46,8 @@ class Estimate:
     se: float = float("nan")
     lower: float = float("nan")
     p: float = float("nan")
+    least: float = float("nan")
+    most: float = float("nan")
 
     def __format__(self, spec: str) -> str:
         low, value, high = (format(x, spec or ".3f") for x in (self.ci_low, self.value, self.ci_high))
@@ -55,7 +58,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """The estimate in other units: a positive factor times everything but n and p."""
-        names = ("value", "ci_low", "ci_high", "se", "lower")
+        names = ("value", "ci_low", "ci_high", "se", "lower", "least", "most")
         return replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def evidence(self, metric: str) -> dict[str, Any]:
@@ -95,37 +98,38 @@ class Bootstrap:
 
     def means(self, values: Values) -> list[Estimate]:
         """Mean of each column of (U, M), all on the same resamples."""
-        point, draws = self._means(values)
-        return [_estimate(*each) for each in zip(point, draws.T, _known(values), strict=True)]
+        point, draws, without = self._means(values)
+        columns = zip(point, draws.T, _known(values), without.T, strict=True)
+        return [_estimate(*each) for each in columns]
 
     def average(self, values: Values) -> Estimate:
         """Mean over the columns' means, each column with the same weight however many users have it.
 
         This is "averaged over profile sizes": (U, M), NaN where a user lacks the size.
         """
-        point, draws = self._means(values)
+        point, draws, without = self._means(values)
         n = int((~np.isnan(values)).any(axis=1).sum())
-        return _estimate(point.mean(), draws.mean(axis=1), n)
+        return _estimate(point.mean(), draws.mean(axis=1), n, without.mean(axis=1))
 
     def ratio(self, numerator: Values, denominator: Values) -> Estimate:
         """Sum of the numerators / sum of the denominators, (U,) each; users with NaN in either are left out.
 
         MAE is ``ratio(absolute, count)``, the share of ratings inside an interval ``ratio(inside, count)``.
         """
-        point, draws = self._ratio(numerator, denominator)
-        return _estimate(point, draws, _sharing(numerator, denominator))
+        point, draws, without = self._ratio(numerator, denominator)
+        return _estimate(point, draws, _sharing(numerator, denominator), without)
 
     def rmse(self, squared: Values, count: Values) -> Estimate:
         """Root of the ratio of per-user squared-error sums to rating counts; ``n`` counts users with ratings."""
-        point, draws = self._ratio(squared, count)
-        return _estimate(np.sqrt(point), np.sqrt(draws), int((count > 0).sum()))
+        point, draws, without = self._ratio(squared, count)
+        return _estimate(np.sqrt(point), np.sqrt(draws), int((count > 0).sum()), np.sqrt(without))
 
     def statistics(self, values: Values, of: Callable[[Values], Values]) -> list[Estimate]:
         """Statistics of the columns' means: ``of`` maps means (..., M) of (U, M) values to (..., K) numbers.
 
         "The weight at which the mean is highest" is ``of=lambda means: weights[means.argmax(axis=-1)][..., None]``.
         """
-        point, draws = self._means(values)
+        point, draws, _ = self._means(values)
         n = int((~np.isnan(values)).any(axis=1).sum())
         return [_estimate(value, column, n) for value, column in zip(of(point), of(draws).T, strict=True)]
 
@@ -137,15 +141,14 @@ class Bootstrap:
 
     def relative_difference(self, a: Values, b: Values) -> Estimate:
         """mean(a) / mean(b) - 1 over the users who have both: "2 % of ndcg lost" is -0.02."""
-        point, draws = self._ratio(a, b)
-        return _estimate(point - 1, draws - 1, _sharing(a, b))
+        point, draws, without = self._ratio(a, b)
+        return _estimate(point - 1, draws - 1, _sharing(a, b), without - 1)
 
     def rmse_difference(self, squared_a: Values, squared_b: Values, count: Values) -> Estimate:
         """RMSE of a - RMSE of b on the same ratings; negative if a errs less."""
-        point_a, draws_a = self._ratio(squared_a, count)
-        point_b, draws_b = self._ratio(squared_b, count)
-        point, draws = np.sqrt(point_a) - np.sqrt(point_b), np.sqrt(draws_a) - np.sqrt(draws_b)
-        return _estimate(point, draws, int((count > 0).sum()))
+        (point_a, *arrays_a), (point_b, *arrays_b) = self._ratio(squared_a, count), self._ratio(squared_b, count)
+        draws, without = (np.sqrt(a) - np.sqrt(b) for a, b in zip(arrays_a, arrays_b, strict=True))
+        return _estimate(np.sqrt(point_a) - np.sqrt(point_b), draws, int((count > 0).sum()), without)
 
     def simultaneous_band(self, values: Values) -> list[Estimate]:
         """Means of the columns of (U, M) with intervals that hold for all columns at once (max-t).
@@ -153,7 +156,7 @@ class Bootstrap:
         Each interval is value +- q se with q the 95 % quantile of the largest |draw - value| / se over the columns;
         ``lower`` uses the one-sided quantile. A column that does not vary keeps its point.
         """
-        point, draws = self._means(values)
+        point, draws, _ = self._means(values)
         se = np.nanstd(draws, axis=0, ddof=1)
         varies = se > 0
         t = np.nan_to_num((draws[:, varies] - point[varies]) / se[varies])
@@ -167,26 +170,28 @@ class Bootstrap:
 
     # ---- resampling
 
-    def _means(self, values: Values) -> tuple[Values, Values]:
-        """(M,) means and (R, M) resampled means of (U, M)."""
+    def _means(self, values: Values) -> tuple[Values, Values, Values]:
+        """(M,) means, (R, M) resampled means and (U, M) means without each user, of (U, M)."""
         known = ~np.isnan(values)
         if not known.any(axis=0).all():
             raise ValueError(f"column {int(np.argmin(known.any(axis=0)))} has no user with a value")
         filled = np.where(known, values, 0.0)
         with np.errstate(invalid="ignore"):  # a resample without any of the column's users: NaN, left out later
             draws = self._sums(filled) / self._sums(known.astype(np.float64))
-        point: Values = filled.sum(axis=0) / known.sum(axis=0)
-        return point, draws
+        total, n = filled.sum(axis=0), known.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # without the only user: NaN
+            return total / n, draws, (total - filled) / (n - known)
 
-    def _ratio(self, numerator: Values, denominator: Values) -> tuple[float, Values]:
+    def _ratio(self, numerator: Values, denominator: Values) -> tuple[float, Values, Values]:
         sums = np.column_stack([numerator, denominator]).astype(np.float64)
         sums[np.isnan(sums).any(axis=1)] = 0
         total = sums.sum(axis=0)
         if total[1] == 0:
             raise ValueError("the denominators sum to 0: no user has a value")
         drawn = self._sums(sums)
-        with np.errstate(invalid="ignore"):
-            return float(total[0] / total[1]), drawn[:, 0] / drawn[:, 1]
+        rest = total - sums
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(total[0] / total[1]), drawn[:, 0] / drawn[:, 1], rest[:, 0] / rest[:, 1]
 
     def _sums(self, values: Values) -> Values:
         """(R, M) weighted column sums of (U, M); weights are how often each user was drawn."""
@@ -239,11 +244,12 @@ def _p_value(draws: Values) -> float:
     return float(min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
 
 
-def _estimate(value: float, draws: Values, n: int) -> Estimate:
+def _estimate(value: float, draws: Values, n: int, without: Values | None = None) -> Estimate:
     low, lower, high = np.nanquantile(draws, [0.025, 0.05, 0.975])
-    return Estimate(
-        float(value), float(low), float(high), int(n), float(np.nanstd(draws, ddof=1)), float(lower), _p_value(draws)
-    )
+    finite = np.zeros(0) if without is None else without[np.isfinite(without)]
+    ends = (float(finite.min()), float(finite.max())) if len(finite) else ()
+    se = float(np.nanstd(draws, ddof=1))
+    return Estimate(float(value), float(low), float(high), int(n), se, float(lower), _p_value(draws), *ends)
 
 
 # ---- judging
@@ -277,6 +283,18 @@ def verdict(difference: Estimate, margin: float = MARGIN) -> Verdict:
     if difference.ci_high < 0:
         return "worse" if difference.ci_high < -margin else "slightly worse"
     return "not worse" if difference.lower > -margin else "undecided"
+
+
+def without_one_user(difference: Estimate, margin: float = MARGIN) -> set[Verdict]:
+    """The verdicts that leaving out a single user can give: the interval moves with the value.
+
+    >>> sorted(without_one_user(Estimate(0.012, 0.0101, 0.02, 50, lower=0.0105, least=0.005, most=0.012)))
+    ['better', 'slightly better']
+    """
+    moves = [end - difference.value for end in (difference.least, difference.most) if np.isfinite(end)]
+    names = ("value", "ci_low", "ci_high", "lower")
+    shifted = [replace(difference, **{n: getattr(difference, n) + move for n in names}) for move in moves]
+    return {verdict(each, margin) for each in (difference, *shifted)}
 
 
 def holm(p_values: ArrayLike) -> Values:
