@@ -62,7 +62,7 @@ def _longest_harmless(rows: pd.DataFrame, column: str) -> int:
     return int(max(rows.loc[rows["verdict"].isin(HARMLESS).cumprod() > 0, column], default=0))
 
 
-def _scores(model: Recommender, popularity: Popularity, profiles: csr_matrix) -> Scores:
+def scores_or_popular(model: Recommender, popularity: Popularity, profiles: csr_matrix) -> Scores:
     """The model's scores; popularity for a profile it has nothing to say about."""
     scores = model.scores(profiles)
     silent = ~scores.any(axis=1)
@@ -161,7 +161,7 @@ class AgeStudy:
             if fresh or primary:
                 label = f"a model {counted(age, 'day')} old {label}"
                 of = "ndcg@10, returning sessions"
-                found.append(_contrast(row, id.format(age), label, of, primary=fresh and primary))
+                found.append(_contrast(row, id.format(age), label, of))
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _at_refit(
     for (train, variants), model in product(parts, models):
         popular, fitted = Popularity().fit(train), deepcopy(model).fit(train)
         for name, profiles in variants.items():
-            found = rank_and_measure(_scores(fitted, popular, profiles), case)[[USER, NDCG]]
+            found = rank_and_measure(scores_or_popular(fitted, popular, profiles), case)[[USER, NDCG]]
             tables.append(found.assign(model=model.name, variant=name, ratings=len(train)))
     return pd.concat(tables)
 
@@ -270,9 +270,9 @@ def study_caching(
         tables = []
         for n, new in ((n, new) for n, new in product(sizes, new_ratings) if n in cases and new < n):
             case, past = cases[n], cases[n - new]
-            now = rank_lists(_scores(fitted, popular, case.profiles), case)
+            now = rank_lists(scores_or_popular(fitted, popular, case.profiles), case)
             then = past.profiles[np.searchsorted(past.users, case.users)]
-            scores = _scores(fitted, popular, then)
+            scores = scores_or_popular(fitted, popular, then)
             row, rank = np.nonzero((cached := metrics.top_k(scores, then, 10, order=ties)) >= 0)
             ten = np.full_like(scores, -np.inf)
             ten[row, cached[row, rank]] = scores[row, cached[row, rank]]
