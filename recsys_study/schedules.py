@@ -155,11 +155,10 @@ def study_schedules(
         return ScheduleStudy(pd.DataFrame(columns=[USER, "session", "age", NDCG]), (), model.name, seed)
     ages = max(kept) // step_days
     late = returns[returns["step"] >= first[max(kept)]]
-    users = (
-        late.groupby("step")["user"].nunique().reindex(range(late["step"].min(), late["step"].max() + 1), fill_value=0)
-    )
+    begin, end = int(late["step"].min()), int(late["step"].max())
+    users = late.groupby("step")["user"].nunique().reindex(range(begin, end + 1), fill_value=0)
     length = min(len(users), most_models - ages + 1)
-    start = int(users.rolling(length).sum().shift(1 - length).idxmax())
+    start = begin + int(np.convolve(users, np.ones(length), "valid").argmax())
     tested = late[late["step"].between(start, start + length - 1)]
 
     def of_one_model(made: int) -> pd.DataFrame:
