@@ -18,33 +18,10 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from recsys_study import weights as rules
 from recsys_study.grid_search import parameters
 from recsys_study.ndcg_surface import ndcg_surface
-from recsys_study.weights import (
-    ENSEMBLE,
-    FROM_SIZE,
-    NDCG,
-    PARTS,
-    TO_SIZE,
-    WEIGHTS,
-    Choice,
-    Floats,
-    Guard,
-    Positions,
-    against_popularity,
-    alpha_grid,
-    choose,
-    crossfit,
-    eliminate,
-    guarded,
-    on_path,
-    path_of,
-    segment_losses,
-    shipped_curve,
-    surface_of,
-    tune_curves,
-    tune_ensemble,
-)
+from recsys_study.weights import ENSEMBLE, FROM_SIZE, NDCG, PARTS, TO_SIZE, WEIGHTS, Choice, Floats, Positions
 from recsys_utils.base import USER, Recommender, Scores, child_seed
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import protocols
@@ -198,7 +175,7 @@ class Conditions:
 
     @cached_property
     def grid(self) -> Floats:
-        return alpha_grid(self.alpha_step)
+        return rules.alpha_grid(self.alpha_step)
 
     @cached_property
     def alphas(self) -> Floats:
@@ -264,7 +241,7 @@ class AlphaStudy:
 
     def choose(self, boot: Bootstrap) -> Choice:
         """The rule for model and curve on the validation users of all folds."""
-        return choose(self.validated(), self.mixed["random"], self.sizes, self.alphas, boot)
+        return rules.choose(self.validated(), self.mixed["random"], self.sizes, self.alphas, boot)
 
     def settings_of(self, cf: str, settings: Settings, since: int = FROM_SIZE, parts: Sequence[str] = PARTS) -> Any:
         """What default.json says of a model: its setting best over the folds from size ``since`` on.
@@ -275,7 +252,7 @@ class AlphaStudy:
             return parameters(settings[cf][best_setting(self.settings, cf, since)])  # type: ignore[arg-type]
         own = {p: {} if p == "popularity" else self.settings_of(p, settings, LONG if p == "ease" else FROM_SIZE)
                for p in parts}  # fmt: skip
-        return {"parts": own} | tune_ensemble(self.mixed["random"], self.sizes, parts)
+        return {"parts": own} | rules.tune_ensemble(self.mixed["random"], self.sizes, parts)
 
     def per_user(self, ids: NDArray[np.object_]) -> pd.DataFrame:
         """Long table user_id, order, model, cf, curve, n, ndcg@10 for later cuts."""
@@ -372,7 +349,7 @@ class _Bench:
         rows = [
             (self.fold, key.name, key.candidate, int(n), float(value[0]))
             for key, values in tried.items()
-            for value, n in zip(*surface_of(values, self.shared.sizes), strict=True)
+            for value, n in zip(*rules.surface_of(values, self.shared.sizes), strict=True)
         ]
         table = pd.DataFrame(rows, columns=["fold", "cf", "candidate", "n", NDCG])
         best = {cf: best_setting(table, cf) for cf in self.shared.settings}
@@ -399,17 +376,17 @@ def _study_fold(shared: Conditions, fold: int, content: ContentModel) -> Fold:
     result = Fold(bench.members, settings=picked, pick={"fold": fold})
     parts = {name: Model(name) for name in PARTS} | {"ease": long}
     for kind, orders in shared.orders.items():
-        tuning: dict[Any, Floats] = bench.measure(
+        surfaces_of: dict[Any, Floats] = bench.measure(
             "validation", orders,
             _pairs(list(shared.settings), shared) | {None: Signal(tuple(parts.values()), lambda n: WEIGHTS)},
         )  # fmt: skip
-        result.mixed[kind] = tuning.pop(None)
-        bench.ensemble(ENSEMBLE, parts, tune_ensemble(result.mixed[kind], shared.sizes))
-        tuning |= bench.measure("validation", orders, _pairs([ENSEMBLE], shared))
-        result.validation.update({(kind, key): values for key, values in tuning.items()})
+        result.mixed[kind] = surfaces_of.pop(None)
+        bench.ensemble(ENSEMBLE, parts, rules.tune_ensemble(result.mixed[kind], shared.sizes))
+        surfaces_of |= bench.measure("validation", orders, _pairs([ENSEMBLE], shared))
+        result.validation.update({(kind, key): values for key, values in surfaces_of.items()})
     _choose(bench, result, parts)
     for kind, orders in shared.orders.items():
-        bench.ensemble(ENSEMBLE, parts, tune_ensemble(result.mixed[kind], shared.sizes))
+        bench.ensemble(ENSEMBLE, parts, rules.tune_ensemble(result.mixed[kind], shared.sizes))
         _test(bench, result, kind, orders)
     return result
 
@@ -418,7 +395,7 @@ def _test(bench: _Bench, result: Fold, kind: str, orders: Sequence[str]) -> None
     """Measure the test users of a fold in one kind of order under every curve tuned for it."""
     s = bench.shared
     curves = {
-        key: tune_curves(*surface_of(values, s.sizes), s.alphas if key.partner == "content" else s.grid)
+        key: rules.tune_curves(*rules.surface_of(values, s.sizes), s.alphas if key.partner == "content" else s.grid)
         for (order, key), values in result.validation.items() if order == kind
     }  # fmt: skip
     signals: dict[Any, Signal] = {
@@ -441,7 +418,7 @@ def _choose(bench: _Bench, result: Fold, parts: Mapping[str, Model]) -> None:
     s = bench.shared
     boot = Bootstrap(len(bench.members["validation"]), child_seed(s.seed, "rule", bench.fold))
     validation = by_cf(result.validation, "random")
-    choice = choose(validation, result.mixed["random"], s.sizes, s.alphas, boot)
+    choice = rules.choose(validation, result.mixed["random"], s.sizes, s.alphas, boot)
     kept, curve, _ = shipping_rule(choice, validation, result.mixed["random"], None, s.sizes, s.alphas, boot)
     tuned, _ = with_guards(choice.cf, kept, result.validation, result.mixed, s.sizes, boot)
     bench.ensemble(SHIPPED, {part: parts.get(part, Model(part)) for part in tuned["weights"]}, tuned)
@@ -462,37 +439,37 @@ def shipping_rule(
 
     Content is left out at a profile size unless it earns its place in the declared range of that size.
     """
-    kept, losses = ((choice.cf,), []) if choice.cf != ENSEMBLE else eliminate(mixed, whole, sizes, boot)
+    kept, losses = ((choice.cf,), []) if choice.cf != ENSEMBLE else rules.eliminate(mixed, whole, sizes, boot)
     values = validation[choice.cf]
     if len(alphas) > 1:
-        learned = crossfit(values, sizes, np.zeros((len(alphas), len(alphas))))
-        losses = losses + segment_losses("content", np.where(np.isnan(learned), np.nan, values[:, :, -1]), learned,
-                                         sizes, boot)  # fmt: skip
-    surface, known = surface_of(values, sizes)
-    learned_curve = tune_curves(surface, known, alphas)["learned"]
-    return kept, shipped_curve(learned_curve, losses), losses
+        learned = rules.crossfit(values, sizes, np.zeros((len(alphas), len(alphas))))
+        alone = np.where(np.isnan(learned), np.nan, values[:, :, -1])
+        losses = losses + rules.segment_losses("content", alone, learned, sizes, boot)
+    surface, known = rules.surface_of(values, sizes)
+    learned_curve = rules.tune_curves(surface, known, alphas)["learned"]
+    return kept, rules.shipped_curve(learned_curve, losses), losses
 
 
 def with_guards(
     cf: str, kept: Sequence[str], validation: Mapping[tuple[str, Mixed], Floats], mixed: Mapping[str, Floats],
     sizes: Sequence[int], boot: Bootstrap,
-) -> tuple[dict[str, Any], list[Guard]]:  # fmt: skip
+) -> tuple[dict[str, Any], list[rules.Guard]]:  # fmt: skip
     """The weights by profile size of what ships, popularity alone where the rest is not shown to be no worse.
 
     Judged without content, in every order, under the weights of random order; the guards come with the result.
     """
     popular = PARTS.index("popularity")
     if cf in PARTS or cf == ENSEMBLE:
-        known, path = path_of(mixed["random"], sizes, kept)
-        served = {order: on_path(values, sizes, known, path) for order, values in mixed.items()}
-        tuned = tune_ensemble(mixed["random"], sizes, kept)
+        known, path = rules.path_of(mixed["random"], sizes, kept)
+        served = {order: rules.on_path(values, sizes, known, path) for order, values in mixed.items()}
+        tuned = rules.tune_ensemble(mixed["random"], sizes, kept)
     else:
         served = {order: by_cf(validation, order)[cf][:, :, -1] for order in mixed}
-        known = surface_of(mixed["random"], sizes)[1]
+        known = rules.surface_of(mixed["random"], sizes)[1]
         tuned = {"sizes": known.tolist(), "weights": {cf: [1.0] * len(known)}}
     alone = int(np.flatnonzero(WEIGHTS[:, popular] == 1)[0])
-    guards = against_popularity(served, {o: values[:, :, alone] for o, values in mixed.items()}, sizes, boot)
-    return guarded(tuned, guards), guards
+    guards = rules.against_popularity(served, {o: values[:, :, alone] for o, values in mixed.items()}, sizes, boot)
+    return rules.guarded(tuned, guards), guards
 
 
 def _pairs(cfs: Sequence[str], shared: Conditions) -> dict[Any, Signal]:

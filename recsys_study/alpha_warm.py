@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recsys_study import weights as rules
 from recsys_study.alpha_curve import (
     CLASSIC,
     LONG,
@@ -24,27 +25,7 @@ from recsys_study.alpha_curve import (
     with_guards,
 )
 from recsys_study.findings import Contrast
-from recsys_study.weights import (
-    COLD,
-    ENSEMBLE,
-    FROM_SIZE,
-    NDCG,
-    PARTS,
-    SIMPLER,
-    WEIGHTS,
-    WHOLE,
-    Choice,
-    Floats,
-    Guard,
-    Loss,
-    Positions,
-    alpha_grid,
-    crossfit,
-    shipped_curve,
-    surface_of,
-    tune_curves,
-    tune_ranges,
-)
+from recsys_study.weights import ENSEMBLE, FROM_SIZE, NDCG, PARTS, WEIGHTS, Choice, Floats, Positions
 from recsys_utils.base import USER, Recommender
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import protocols
@@ -88,16 +69,16 @@ def rank_warm(
         order = protocols.tie_order(data.items)
         return surfaces(tuning, signals, inner.profiles, wanted, data.scale.liked, order=order)
 
-    alphas, n = alpha_grid(alpha_step), np.diff(inner.profiles.indptr)
+    alphas, n = rules.alpha_grid(alpha_step), np.diff(inner.profiles.indptr)
     mixed = measure({"mixed": Signal(tuple(map(Model, PARTS)), lambda n: WEIGHTS)})["mixed"]
-    sizes, path, _ = tune_ranges(mixed, n)
+    sizes, path, _ = rules.tune_ranges(mixed, n)
     weights = {part: WEIGHTS[path, p].tolist() for p, part in enumerate(PARTS)}
     tuning[Model(ENSEMBLE)] = WeightedEnsemble({part: tuning[Model(part)] for part in PARTS}, sizes, weights)
     final[ENSEMBLE] = WeightedEnsemble({p: final.get(p, Popularity()) for p in PARTS}, sizes, weights)
-    learned, reached = {}, {ENSEMBLE: -SIMPLER}
+    learned, reached = {}, {ENSEMBLE: -rules.SIMPLER}
     found = measure({name: pair("content", name, alphas) for name in (*PARTS[1:], ENSEMBLE)})
     for cf, values in found.items():
-        _, path, value = tune_ranges(values, n)
+        _, path, value = rules.tune_ranges(values, n)
         learned[cf] = AlphaCurve("learned", tuple(sizes), tuple(alphas[path].tolist()))
         reached[cf] = reached.get(cf, 0.0) + value
     best = max(reached, key=lambda cf: reached[cf])
@@ -213,8 +194,8 @@ class Shipping(NamedTuple):
     parts: tuple[str, ...]
     curve: AlphaCurve
     content_for: list[str]  # the segments in which content earns its place
-    losses: list[Loss]
-    guards: list[Guard]
+    losses: list[rules.Loss]
+    guards: list[rules.Guard]
     default: dict[str, Any]
 
     @property
@@ -245,13 +226,13 @@ def ship(
     validating = np.isfinite(mixed[:, :, 0]).any(axis=1)
     parts, _, losses = shipping_rule(choice, validation, mixed, warm.mixed, study.sizes, study.alphas, boot)
     if len(study.alphas) > 1:
-        tuned = crossfit(warm.content[:, None], [FROM_SIZE], np.zeros((warm.content.shape[1],) * 2))[:, 0]
-        losses = [*losses, Loss("content", WHOLE, boot.difference(warm.content[:, -1], tuned))]
+        tuned = rules.crossfit(warm.content[:, None], [FROM_SIZE], np.zeros((warm.content.shape[1],) * 2))[:, 0]
+        losses = [*losses, rules.Loss("content", rules.WHOLE, boot.difference(warm.content[:, -1], tuned))]
     if len(cold):
         with_content, alone = (np.where(validating, by_user(cold, users)[name], np.nan) for name in ("hybrid", "cf"))
-        losses.append(Loss("content", COLD, boot.difference(alone, with_content)))
-    learned = tune_curves(*surface_of(validation[choice.cf], study.sizes), study.alphas)["learned"]
-    curve = shipped_curve(learned, losses)
+        losses.append(rules.Loss("content", rules.COLD, boot.difference(alone, with_content)))
+    learned = rules.tune_curves(*rules.surface_of(validation[choice.cf], study.sizes), study.alphas)["learned"]
+    curve = rules.shipped_curve(learned, losses)
     content_for = [loss.segment for loss in losses if loss.part == "content" and loss.earns]
     weights, guards = with_guards(choice.cf, parts, study.validation, study.mixed, study.sizes, boot)
     own = {

@@ -1,14 +1,13 @@
-"""What age costs: models of some days ago, lists made before the last ratings, users whom no model was trained on.
+"""What age costs: lists made before the last ratings, users whom no model was trained on (models: ``schedules``).
 
-Each of the three ends in a table of differences: what is compared, then :data:`JUDGED`; below 0 age costs.
+Both end in a table of differences: what is compared, then :data:`JUDGED`; below 0 age costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -22,20 +21,17 @@ from scipy.sparse import csr_matrix
 
 from recsys_study.figures import dodged, look
 from recsys_study.findings import Contrast, plain
-from recsys_study.stage_files import METRIC_COLUMNS
-from recsys_utils.base import USER, Recommender, Scores, child_rng, counted
-from recsys_utils.data.interactions import DAY, Interactions
+from recsys_utils.base import USER, Recommender, Scores, counted
+from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics, protocols
-from recsys_utils.evaluation.protocols import Case, Timeline, measure, profile_size_cases, rank_and_measure, rank_lists
+from recsys_utils.evaluation.protocols import Case, measure, profile_size_cases, rank_and_measure, rank_lists
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference, verdict
 from recsys_utils.models.rankers import Popularity
 from recsys_utils.models.surprise_models import SVD, SurpriseModel, predict_by_surprise
 
 NDCG = "ndcg@10"
-FRESH, STALE = "a fresh model", "stale profile"
 HARMLESS = ("tie", "not worse", "slightly better", "better")
 MIN_USERS = 20  # an age is studied if this many users came back late enough in the history
-THINNED = ("users", "ratings")
 JUDGED = ("value", "ci_low", "ci_high", "n", "p", "mdd", "verdict")
 
 
@@ -68,177 +64,6 @@ def scores_or_popular(model: Recommender, popularity: Popularity, profiles: csr_
     silent = ~scores.any(axis=1)
     scores[silent] = popularity.scores(profiles[silent])
     return scores
-
-
-# ---- models of some age
-
-
-def age_variant(age: int, *, fold_in: bool = True, thinned: str = "", size_of: int = 0) -> str:
-    """A model's name: its age in days, whether today's profile is folded in, how it was made as small as an old one.
-
-    >>> age_variant(30), age_variant(0, thinned="users", size_of=30)
-    ('age=30;fold_in=yes', 'age=0;fold_in=yes;thinned=users;size_of=30')
-    """
-    name = f"age={age};fold_in={'yes' if fold_in else 'no'}"
-    return name + f";thinned={thinned};size_of={size_of}" if thinned else name
-
-
-AGE_CONTRASTS = {  # against: id, label
-    FRESH: ("age-{}", "instead of a fresh one"),
-    STALE: ("stale-profile", "with the user's profile of that day instead of today's"),
-    f"{FRESH}, fewer users": ("fewer-users", "instead of a fresh one of its size (fewer users)"),
-    f"{FRESH}, fewer ratings": ("fewer-ratings", "instead of a fresh one of its size (fewer ratings)"),
-}
-
-
-@dataclass(frozen=True)
-class AgeStudy:
-    """What :func:`study_ages` measured; nothing where the history is too short.
-
-    Parameters
-    ----------
-    events : one row per returning session, model and variant: user_id, model, variant, ndcg@10, ratings (size of the
-        training part)
-    ages : days, those the history is long enough for
-    refits : how often the fresh model was made
-    seed : of the bootstrap over users
-    """
-
-    events: pd.DataFrame
-    ages: tuple[int, ...]
-    refits: int
-    seed: int
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the models; findings are about the first."""
-        return list(self.events["model"].unique())
-
-    @cached_property
-    def per_user(self) -> pd.DataFrame:
-        """user_id, model, variant, value: ndcg@10, the mean over a user's sessions."""
-        return self.events.groupby([USER, "model", "variant"])[NDCG].mean().reset_index(name="value")
-
-    @cached_property
-    def values(self) -> pd.DataFrame:
-        """Users x (model, variant): ndcg@10."""
-        return self.per_user.pivot_table(index=USER, columns=["model", "variant"], values="value")
-
-    @cached_property
-    def bootstrap(self) -> Bootstrap:
-        return Bootstrap(len(self.values), seed=self.seed)
-
-    @cached_property
-    def losses(self) -> pd.DataFrame:
-        """Columns age, against, model, then :data:`JUDGED`: an old model, today's profile folded in, less other models.
-
-        ``against`` a fresh model; from 2 days on also fresh ones of its size (fewer users, fewer ratings). Rows *stale
-        profile*: the old model with the user's profile of that day, less the same with today's profile.
-        """
-        rows = []
-        for model, age in product(self.models, self.ages):
-            old, stale = age_variant(age), age_variant(age, fold_in=False)
-            pairs = {FRESH: (old, age_variant(0)), STALE: (stale, old)}
-            for thinned in THINNED if age > 1 else ():
-                pairs[f"{FRESH}, fewer {thinned}"] = old, age_variant(0, thinned=thinned, size_of=age)
-            for against, pair in pairs.items():
-                loss = self.bootstrap.difference(*(self.values[model, variant].to_numpy() for variant in pair))
-                rows.append({"age": age, "against": against, "model": model} | judged(loss))
-        return pd.DataFrame(rows, columns=["age", "against", "model", *JUDGED])
-
-    @property
-    def safe_age(self) -> int:
-        """The largest age up to which no age may cost more than the margin; 0 if already the smallest may."""
-        losses = self.losses
-        return _longest_harmless(losses[(losses["against"] == FRESH) & (losses["model"] == self.models[0])], "age")
-
-    def contrasts(self) -> list[Contrast]:
-        """Every age against fresh; at the primary age also the controls of equal size and the stale profile."""
-        found = []
-        for row in self.losses[self.losses["model"].isin(self.models[:1])].to_dict("records"):
-            age, fresh, primary = row["age"], row["against"] == FRESH, row["age"] == _declared(self.ages, 30)
-            id, label = AGE_CONTRASTS[row["against"]]
-            if fresh or primary:
-                label = f"a model {counted(age, 'day')} old {label}"
-                of = "ndcg@10, returning sessions"
-                found.append(_contrast(row, id.format(age), label, of))
-        return found
-
-    def facts(self) -> dict[str, Any]:
-        """What the answer needs to know of the first model."""
-        if not self.ages:
-            return {"measured": False}
-        return {
-            "measured": True, "age": _declared(self.ages, 30), "safe_age": self.safe_age, "users": len(self.values),
-            "fresh_ndcg": self.values[self.models[0], age_variant(0)].mean(), "refits": self.refits,
-        }  # fmt: skip
-
-    def metric_rows(self) -> pd.DataFrame:
-        """The rows of metrics.csv."""
-        estimates = self.bootstrap.means(self.values.to_numpy()) if self.ages else []
-        found = pd.DataFrame([e.evidence(NDCG) for e in estimates], columns=METRIC_COLUMNS[5:])
-        found = found.join(self.values.columns.to_frame(index=False))
-        return found.assign(protocol="ranking-time", segment="all", variant=found["variant"] + ";relevance=liked")
-
-
-def study_ages(
-    data: Interactions, models: Sequence[Recommender], *, ages: Sequence[int], refit_days: int, warm_up_days: int,
-    max_refits: int, seed: int, jobs: int = 1,
-) -> AgeStudy:  # fmt: skip
-    """Rank for returning sessions (``protocols.Timeline``) with models made some days before the last refit.
-
-    The fresh model (age 0) is made every ``refit_days`` and serves the sessions that begin before the next one. A model
-    of age a knows what was known a days earlier. All variants are tested on the same sessions: those for which the
-    oldest model had ``warm_up_days`` of history. An age that leaves fewer than ``MIN_USERS`` users is left out. A
-    profile from which the model can't rank gets the popular items of the same training part.
-
-    Parameters
-    ----------
-    models : unfitted
-    ages : days >= 1
-    max_refits : at most this many refits, those with most returning users, to bound the cost of long histories
-    seed : of thinning and bootstrap
-    """
-    timeline, began = Timeline(data), int(data.timestamp.min())
-    returns = timeline.returns.assign(day=lambda t: (t["start"] - began) // (refit_days * DAY) * refit_days)
-    late = {age: returns[returns["day"] >= age + warm_up_days] for age in sorted(ages)}
-    kept = tuple(age for age, rows in late.items() if rows["user"].nunique() >= MIN_USERS)
-    users = late[max(kept)].groupby("day")["user"].nunique() if kept else pd.Series(dtype=int)
-    days = sorted(users.nlargest(max_refits).index)
-    tables = Parallel(n_jobs=jobs)(
-        delayed(_at_refit)(timeline, returns[returns["day"] == day], began + int(day) * DAY, models, kept, seed)
-        for day in days
-    )
-    columns = [USER, NDCG, "model", "variant", "ratings"]
-    events = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    return AgeStudy(events, kept, len(days), seed)
-
-
-def _at_refit(
-    timeline: Timeline, returns: pd.DataFrame, moment: int, models: Sequence[Recommender], ages: Sequence[int],
-    seed: int,
-) -> pd.DataFrame:  # fmt: skip
-    """The events of :class:`AgeStudy` between one refit and the next."""
-    case = timeline.case(returns, moment)
-    n, parts = len(case.train), [(case.train, {age_variant(0): case.profiles})]
-    for age in ages:
-        old = timeline.before(moment - age * DAY)
-        then = old.user_item[case.users]
-        parts.append((old, {age_variant(age): case.profiles, age_variant(age, fold_in=False): then}))
-        if age <= 1:  # a day's ratings are too few for their number to matter
-            continue
-        rng = child_rng(seed, "thinned", moment, age)
-        by_user = np.argsort(rng.permutation(len(case.train.users))[case.train.user], kind="stable")
-        for thinned, order in zip(THINNED, (by_user, rng.permutation(n)), strict=True):
-            smaller = case.train.where(np.isin(np.arange(n), order[: len(old)]))
-            parts.append((smaller, {age_variant(0, thinned=thinned, size_of=age): case.profiles}))
-    tables = []
-    for (train, variants), model in product(parts, models):
-        popular, fitted = Popularity().fit(train), deepcopy(model).fit(train)
-        for name, profiles in variants.items():
-            found = rank_and_measure(scores_or_popular(fitted, popular, profiles), case)[[USER, NDCG]]
-            tables.append(found.assign(model=model.name, variant=name, ratings=len(train)))
-    return pd.concat(tables)
 
 
 # ---- lists made before the last ratings
@@ -459,20 +284,6 @@ def _panels(panels: Sequence[tuple[str, pd.DataFrame, str]], x: str, xlabel: str
         ax.legend()
     axes[0, 0].set_ylabel(ylabel)
     return figure
-
-
-def age_figure(losses: pd.DataFrame) -> Figure | None:
-    """Losses by age against fresh models, fresh ones of equal size, and of stale profiles; None without any."""
-    if losses.empty:
-        return None
-    mine = losses[losses["model"] == losses["model"].iloc[0]]
-    mine = mine.assign(against=mine["against"].str.replace(f"{FRESH}, ", ""))
-    panels = [
-        ("old less fresh", losses[losses["against"] == FRESH], "model"),
-        ("old less fresh of its size", mine[mine["against"].str.startswith("fewer")], "against"),
-        ("stale profile less today's", mine[mine["against"] == STALE], "model"),
-    ]
-    return _panels(panels, "age", "age of the model, days", "change in ndcg@10")
 
 
 def cache_figure(cached: pd.DataFrame) -> Figure:

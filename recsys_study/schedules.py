@@ -39,7 +39,8 @@ class ScheduleStudy:
 
     Parameters
     ----------
-    events : user_id, session, age (days), ndcg@10, one row per session and age
+    events : user_id, session, age (days), ndcg@10, stale (ndcg@10 with the user's profile of the day of training), one
+        row per session and age
     schedules : days between two trainings, those the history is long enough for
     model : its name
     seed : of the bootstrap over users
@@ -53,11 +54,18 @@ class ScheduleStudy:
     @cached_property
     def values(self) -> pd.DataFrame:
         """Users x schedules: ndcg@10, the mean over the schedule's ages, then over a user's sessions."""
-        means = {
-            days: self.events[self.events["age"] < days].groupby([USER, "session"])[NDCG].mean().groupby(USER).mean()
-            for days in self.schedules
-        }
-        return pd.DataFrame(means)
+        return pd.DataFrame({days: self._under(days)[NDCG] for days in self.schedules})
+
+    def _under(self, days: int) -> pd.DataFrame:
+        """ndcg@10 and stale of each user under a schedule."""
+        served = self.events[self.events["age"] < days].groupby([USER, "session"])[[NDCG, "stale"]].mean()
+        return served.groupby(USER).mean()
+
+    @cached_property
+    def stale(self) -> Estimate:
+        """Under the usual schedule the profiles of the day of training, less those of today."""
+        served = self._under(self.usual)
+        return self.bootstrap.difference(served["stale"].to_numpy(), served[NDCG].to_numpy())
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -76,9 +84,13 @@ class ScheduleStudy:
         return {days: self.bootstrap.difference(self.values[days].to_numpy(), usual) for days in others}
 
     def contrasts(self) -> list[Contrast]:
-        """Each schedule against the usual one; primary: 28 days, or what comes nearest."""
-        declared = min(self.gains, key=lambda days: abs(days - DECLARED), default=None)
-        return [
+        """Each schedule against the usual one, primary: 28 days or what comes nearest; and stale profiles."""
+        if not self.gains:
+            return []
+        declared = min(self.gains, key=lambda days: abs(days - DECLARED))
+        label = f"training every {self.usual} days: the user's profile of that day instead of today's"
+        stale = Contrast.from_estimate("stale-profile", label, self.stale, of="ndcg@10, returning sessions")
+        return [stale] + [
             Contrast.from_estimate(
                 f"every-{days}", f"training every {counted(days, 'day')} instead of every {self.usual}", gain,
                 of="ndcg@10, returning sessions, new ratings folded in", primary=days == declared,
@@ -109,10 +121,15 @@ class ScheduleStudy:
     def metric_rows(self) -> pd.DataFrame:
         """The rows of metrics.csv: the level of every schedule."""
         levels = self.bootstrap.means(self.values.to_numpy()) if self.schedules else []
+        found = {f"schedule={days};fold_in=yes": e for days, e in zip(self.schedules, levels, strict=True)}
+        if found:
+            found[f"schedule={self.usual};fold_in=no"] = self.bootstrap.mean(
+                self._under(self.usual)["stale"].to_numpy()
+            )
         rows = [
             metric_rows({NDCG: level}, protocol="ranking-time", model=self.model, segment="all",
-                        variant=f"schedule={days};fold_in=yes;relevance=liked")
-            for days, level in zip(self.schedules, levels, strict=True)
+                        variant=f"{variant};relevance=liked")
+            for variant, level in found.items()
         ]  # fmt: skip
         return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=METRIC_COLUMNS)
 
@@ -152,7 +169,7 @@ def study_schedules(
     kept = [days for days in first if days % step_days == 0 and days // step_days < most_models
             and returns.loc[returns["step"] >= first[days], "user"].nunique() >= MIN_USERS]  # fmt: skip
     if len(kept) < 2:
-        return ScheduleStudy(pd.DataFrame(columns=[USER, "session", "age", NDCG]), (), model.name, seed)
+        return ScheduleStudy(pd.DataFrame(columns=[USER, "session", "age", NDCG, "stale"]), (), model.name, seed)
     ages = max(kept) // step_days
     late = returns[returns["step"] >= first[max(kept)]]
     begin, end = int(late["step"].min()), int(late["step"].max())
@@ -167,8 +184,13 @@ def study_schedules(
             return pd.DataFrame()
         case = timeline.case(rows, began + made * step_days * DAY)
         popular, fitted = Popularity().fit(case.train), deepcopy(model).fit(case.train)
-        found = rank_and_measure(scores_or_popular(fitted, popular, case.profiles), case)[[USER, NDCG]]
-        return found.assign(session=rows["session"].to_numpy(), age=(rows["step"].to_numpy() - made) * step_days)
+        found, stale = (
+            rank_and_measure(scores_or_popular(fitted, popular, profiles), case)[[USER, NDCG]]
+            for profiles in (case.profiles, case.train.user_item[case.users])
+        )
+        return found.assign(
+            stale=stale[NDCG], session=rows["session"].to_numpy(), age=(rows["step"].to_numpy() - made) * step_days
+        )
 
     made = range(start - ages + 1, start + length)
     events = pd.concat(Parallel(n_jobs=jobs)(delayed(of_one_model)(number) for number in made), ignore_index=True)

@@ -10,31 +10,22 @@ import pytest
 from audiences import World, generate_world
 
 from recsys_study import freshness as freshness_study
-from recsys_study.freshness import FRESH, AgeStudy, age_variant, study_ages, study_caching, study_fold_in
+from recsys_study.freshness import study_caching, study_fold_in
+from recsys_study.schedules import study_schedules
 from recsys_utils.base import Scale
 from recsys_utils.data.interactions import DAY, Interactions, sessions
 from recsys_utils.evaluation import protocols
 from recsys_utils.evaluation.metrics import agreement
 from recsys_utils.evaluation.protocols import Timeline
-from recsys_utils.evaluation.significance import MARGIN, Bootstrap
+from recsys_utils.evaluation.significance import Bootstrap
 from recsys_utils.models.rankers import EASE, Popularity
 from recsys_utils.models.surprise_models import KNN, SVD, predict_by_surprise
 
 SMALL = World(users=150, items=400, days=130, seed=5)
-SETTINGS = {"ages": (1, 7, 30), "refit_days": 7, "warm_up_days": 20, "max_refits": 8, "seed": 2}
 
 
 def of(world: World) -> Interactions:
     return Interactions.from_frame(generate_world(world), scale=Scale(1, 5))
-
-
-def ages_of(world: World) -> AgeStudy:
-    return study_ages(of(world), [EASE(reg=50, binarise="liked")], **SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def still() -> AgeStudy:
-    return ages_of(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -78,85 +69,10 @@ class TestTimeline:
         for number in np.unique(group):
             rows = np.flatnonzero(group == number)
             shuffled[rows] = spread[rng.permutation(rows)]
-        few = SETTINGS | {"ages": (7,), "max_refits": 2}
-        found = [study_ages(replace(data, timestamp=t), [Popularity()], **few).events for t in (spread, shuffled)]
+        few = {"schedules": (7, 14), "step_days": 7, "warm_up_days": 20, "most_models": 4, "seed": 1}
+        found = [study_schedules(replace(data, timestamp=t), Popularity(), **few).events for t in (spread, shuffled)]
         assert not np.array_equal(spread, shuffled)
         pd.testing.assert_frame_equal(*found)
-
-
-class TestAges:
-    def test_all_variants_meet_the_same_sessions(self, still):
-        counts = still.events.groupby("variant").size()
-        assert (counts == counts.iloc[0]).all()
-        assert set(counts.index) == {age_variant(0)} | {
-            age_variant(a, fold_in=f) for a in (1, 7, 30) for f in (0, 1)
-        } | {age_variant(0, thinned=t, size_of=a) for a in (7, 30) for t in ("users", "ratings")}
-
-    def test_controls_have_the_size_of_the_old_model(self, still):
-        sizes = still.events.groupby("variant")["ratings"].mean()
-        for thinned in ("users", "ratings"):
-            assert sizes[age_variant(0, thinned=thinned, size_of=30)] == sizes[age_variant(30)] < sizes[age_variant(0)]
-
-    def test_nothing_planted_nothing_found(self, still):
-        found = still.losses[still.losses["against"] == FRESH].set_index("age")
-        assert (found["ci_low"] <= 0).all()
-        assert (found["ci_high"] >= 0).all()
-        assert still.safe_age >= 7
-
-    def test_items_that_arrive_make_old_models_lose(self):
-        world = replace(SMALL, vogue_days=30.0)
-        study = ages_of(world)
-        found = study.losses[study.losses["against"] == FRESH].set_index("age")
-        assert found["value"].is_monotonic_decreasing
-        assert found["verdict"].tolist()[1:] == ["worse", "worse"]
-        # what was never seen can't be recommended: the share of the picks that the loss at least amounts to
-        fresh = study.values["ease", age_variant(0)].mean()
-        assert found.loc[30, "ci_low"] < -world.unknown(30) * fresh * 0.8
-        assert study.safe_age <= 1
-
-    @pytest.mark.parametrize("planted", [{}, {"taste_days": 60}, {"vogue_days": 500}, {"vogue_days": 40}], ids=str)
-    def test_the_longest_safe_age_is_the_planted_one(self, planted):
-        world, model = World(**planted), EASE(reg=50, binarise="liked")
-        found = study_ages(
-            of(world), [model], ages=[1, 7, 30, 60], refit_days=7, warm_up_days=14, max_refits=10, seed=1997
-        )
-        fresh = found.values["ease", age_variant(0)].mean()
-        assert found.safe_age == max((age for age in found.ages if world.unknown(age) * fresh < MARGIN), default=0)
-
-    def test_tastes_that_change_make_old_rows_lose_but_not_old_models(self, still):
-        study = ages_of(replace(SMALL, taste_days=20.0))
-        changed, calm = (s.losses.set_index(["against", "age"])["value"] for s in (study, still))
-        assert changed["stale profile", 7] < calm["stale profile", 7] - 0.005
-        assert study.safe_age >= 7
-
-    def test_the_number_of_processes_does_not_matter(self, still):
-        again = study_ages(of(SMALL), [EASE(reg=50, binarise="liked")], jobs=2, **SETTINGS)
-        pd.testing.assert_frame_equal(again.events, still.events)
-
-    def test_the_refits_with_most_returning_users_are_kept(self, audience, still):
-        one = study_ages(audience[0], [Popularity()], **SETTINGS | {"max_refits": 1})
-        assert one.refits == 1
-        at_most = still.events[still.events["variant"] == age_variant(0)].groupby("ratings")["user_id"].nunique().max()
-        assert one.events["user_id"].nunique() == at_most
-
-    def test_ages_beyond_the_history_are_left_out(self, audience):
-        few = SETTINGS | {"max_refits": 1}
-        assert study_ages(audience[0], [Popularity()], **few | {"ages": (7, 500)}).ages == (7,)
-
-    @pytest.mark.parametrize("too_short", ["ages", "time"])
-    def test_a_history_that_is_too_short_gives_empty_tables(self, audience, too_short):
-        data, ages = audience[0], (500,) if too_short == "ages" else (1,)
-        data = data if too_short == "ages" else replace(data, timestamp=np.zeros_like(data.timestamp))
-        found = study_ages(data, [Popularity()], **SETTINGS | {"ages": ages})
-        assert [len(table) for table in (found.losses, found.metric_rows(), found.per_user)] == [0, 0, 0]
-        assert (found.contrasts(), found.facts()) == ([], {"measured": False})
-        assert freshness_study.age_figure(found.losses) is None
-
-    def test_rows_of_metrics(self, still):
-        rows = still.metric_rows()
-        assert set(rows["protocol"]) == {"ranking-time"}
-        row = rows.query("variant == 'age=30;fold_in=no;relevance=liked'")
-        assert row["value"].item() == pytest.approx(still.values["ease", age_variant(30, fold_in=False)].mean())
 
 
 class TestWorld:

@@ -32,7 +32,7 @@ def still() -> ScheduleStudy:
 def test_a_schedule_is_the_mean_over_its_ages() -> None:
     ages = {0: 0.5, 1: 0.3, 2: 0.1, 3: 0.1}
     rows = [("u", 1, age, value) for age, value in ages.items()] + [("v", 1, age, 1.0) for age in ages]
-    events = pd.DataFrame(rows, columns=["user_id", "session", "age", "ndcg@10"])
+    events = pd.DataFrame(rows, columns=["user_id", "session", "age", "ndcg@10"]).assign(stale=0.0)
     found = ScheduleStudy(events, (1, 2, 4), "ease", 1)
     assert found.values.loc["u"].tolist() == pytest.approx([0.5, 0.4, 0.25])
     assert found.usual == 4
@@ -69,3 +69,18 @@ def test_a_long_history_is_cut_to_the_stretch_with_most_returns(still: ScheduleS
 def test_schedules_beyond_the_history_or_off_the_grid_are_left_out() -> None:
     assert study_of(SMALL, schedules=[7, 10, 14, 700]).schedules == (7, 14)
     assert study_of(SMALL, schedules=[7, 700]).facts() == {"measured": False}
+
+
+def test_tastes_that_change_make_stale_profiles_lose_but_not_rare_training(still: ScheduleStudy) -> None:
+    found = study_of(replace(SMALL, taste_days=20.0))
+    assert found.stale.value < still.stale.value - 0.005
+    assert found.gains[28].value > -MARGIN
+
+
+def test_rows_and_contrasts(still: ScheduleStudy) -> None:
+    rows = still.metric_rows().set_index("variant")
+    assert rows.loc["schedule=28;fold_in=yes;relevance=liked", "value"] == pytest.approx(still.values[28].mean())
+    contrasts = {contrast.id: contrast for contrast in still.contrasts()}
+    assert set(contrasts) == {"stale-profile", "every-14", "every-28"}
+    assert [id for id, contrast in contrasts.items() if contrast.primary] == ["every-28"]
+    assert still.figure() is not None
