@@ -419,11 +419,11 @@ def _choose(bench: _Bench, result: Fold, parts: Mapping[str, Model]) -> None:
     boot = Bootstrap(len(bench.members["validation"]), child_seed(s.seed, "rule", bench.fold))
     validation = by_cf(result.validation, "random")
     choice = rules.choose(validation, result.mixed["random"], s.sizes, s.alphas, boot)
-    kept, curve, _ = shipping_rule(choice, validation, result.mixed["random"], None, s.sizes, s.alphas, boot)
+    kept, learned, losses = shipping_rule(choice, result.validation, result.mixed, None, s.sizes, s.alphas, boot)
     tuned, _ = with_guards(choice.cf, kept, result.validation, result.mixed, s.sizes, boot)
     bench.ensemble(SHIPPED, {part: parts.get(part, Model(part)) for part in tuned["weights"]}, tuned)
     result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value, parts="+".join(tuned["weights"]))
-    result.pick["shipped_curve"] = curve
+    result.pick["shipped_curve"] = rules.shipped_curve(learned, losses)
 
 
 def by_cf(validation: Mapping[tuple[str, Mixed], Floats], order: str) -> dict[str, Floats]:
@@ -432,22 +432,14 @@ def by_cf(validation: Mapping[tuple[str, Mixed], Floats], order: str) -> dict[st
 
 
 def shipping_rule(
-    choice: Choice, validation: Mapping[str, Floats], mixed: Floats, whole: Floats | None, sizes: Sequence[int],
-    alphas: Floats, boot: Bootstrap,
-) -> tuple[tuple[str, ...], AlphaCurve, list[Any]]:  # fmt: skip
-    """The parts of the chosen model that earn their place, the curve of content, and the losses behind both.
-
-    Content is left out at a profile size unless it earns its place in the declared range of that size.
-    """
+    choice: Choice, validation: Mapping[tuple[str, Mixed], Floats], mixed: Mapping[str, Floats], whole: Floats | None,
+    sizes: Sequence[int], alphas: Floats, boot: Bootstrap,
+) -> tuple[tuple[str, ...], AlphaCurve, list[rules.Loss]]:  # fmt: skip
+    """The parts of the chosen model that earn their place, the learned curve of content, and the losses behind both."""
     kept, losses = ((choice.cf,), []) if choice.cf != ENSEMBLE else rules.eliminate(mixed, whole, sizes, boot)
-    values = validation[choice.cf]
-    if len(alphas) > 1:
-        learned = rules.crossfit(values, sizes, np.zeros((len(alphas), len(alphas))))
-        alone = np.where(np.isnan(learned), np.nan, values[:, :, -1])
-        losses = losses + rules.segment_losses("content", alone, learned, sizes, boot)
-    surface, known = rules.surface_of(values, sizes)
-    learned_curve = rules.tune_curves(surface, known, alphas)["learned"]
-    return kept, rules.shipped_curve(learned_curve, losses), losses
+    cf = kept[0] if len(kept) == 1 and kept[0] != "popularity" else choice.cf
+    curve, more = rules.content_losses({o: by_cf(validation, o)[cf] for o in mixed}, sizes, alphas, boot)
+    return kept, curve, [*losses, *more]
 
 
 def with_guards(

@@ -10,17 +10,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from recsys_study import weights as rules
 from recsys_study.alpha_curve import CHOSEN, SHIPPED, AlphaStudy, Series
 from recsys_study.figures import look
 from recsys_study.findings import Contrast
-from recsys_study.weights import (
-    ENSEMBLE,
-    NDCG,
-    Floats,
-    ranked_pairs,
-    surface_of,
-    tune_curves,
-)
+from recsys_study.weights import ENSEMBLE, NDCG, Floats
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference, verdict
 from recsys_utils.ranking.hybrid import CURVES
 
@@ -80,7 +74,9 @@ def orders(study: AlphaStudy) -> list[str]:
 
 def validation_table(study: AlphaStudy) -> pd.DataFrame:
     """Validation ndcg@10, mean over sizes from 1 on, of every collaborative model (rows) and curve."""
-    pairs = [(cf, curve.name, value) for cf, curve, value in ranked_pairs(study.validated(), study.sizes, study.alphas)]
+    pairs = [
+        (cf, curve.name, value) for cf, curve, value in rules.ranked_pairs(study.validated(), study.sizes, study.alphas)
+    ]
     table = pd.DataFrame(pairs, columns=["cf", "curve", NDCG]).pivot_table(index="cf", columns="curve", values=NDCG)
     return table.sort_values("learned", ascending=False).reset_index().rename_axis(columns=None).round(4)
 
@@ -101,7 +97,7 @@ def optimum_table(study: AlphaStudy, boot: Bootstrap) -> pd.DataFrame:
         return best
 
     for (order, cf), values in study.test.items():
-        surface, sizes = surface_of(values, study.sizes)
+        surface, sizes = rules.surface_of(values, study.sizes)
         flat = values[:, np.isin(study.sizes, sizes)].reshape(len(values), -1)
         for row, (n, e) in enumerate(zip(sizes, boot.statistics(flat, best_weights), strict=True)):
             within = alphas[surface[row] >= surface[row].max() - NEAR]
@@ -157,14 +153,6 @@ def band_table(study: AlphaStudy, boot: Bootstrap, ids: Sequence[str]) -> pd.Dat
     )
 
 
-def form_table(study: AlphaStudy, boot: Bootstrap) -> pd.DataFrame:
-    """Test ndcg@10, mean over n = 1..30 in random order, of each form of the curve."""
-    forms = [form for form in (*CURVES, "isotonic", "learned") if known(study, ("blend", "ease", form))]
-    cfs = [cf for order, cf in study.test if order == "random"]
-    means = {form: [boot.average(study.matrix("blend", cf, form)).value for cf in cfs] for form in forms}
-    return pd.DataFrame({"cf": cfs} | means).round(4)
-
-
 def threshold_table(study: AlphaStudy, boot: Bootstrap) -> pd.DataFrame:
     """From which n on a model's mean stays above popularity's, with an interval; beyond the largest n: never."""
     rows = []
@@ -213,10 +201,10 @@ def surface_figure(study: AlphaStudy) -> Figure | None:
     edges = np.append(study.alphas - step / 2, 1 + step / 2)
     for (order, cf), values in study.test.items():
         ax = axes[rows.index(order), cfs.index(cf)]
-        surface, sizes = surface_of(values, study.sizes)
+        surface, sizes = rules.surface_of(values, study.sizes)
         share = (surface / surface.max(axis=1, keepdims=True)).T
         mesh = ax.pcolormesh(np.arange(len(sizes) + 1) - 0.5, edges, share, vmin=0, vmax=1, rasterized=True)
-        learned = tune_curves(*surface_of(study.validated(order)[cf], study.sizes), study.alphas)["learned"]
+        learned = rules.tune_curves(*rules.surface_of(study.validated(order)[cf], study.sizes), study.alphas)["learned"]
         x = np.arange(len(sizes))
         ax.plot(x, CURVES["classic"](sizes), color="white", marker="s", markersize=3.5, label="classic curve")
         ax.plot(x, learned(sizes), color="#bd1f01", marker="o", markersize=3.5, label="learned on validation users")

@@ -206,7 +206,7 @@ class Shipping(NamedTuple):
     def rows(self) -> pd.DataFrame:
         """Rows of metrics.csv on validation users: what leaving each part out changes, and the guards."""
         named = {"protocol": "profile-size", "model": "blend"}
-        rows = {(f"without={x.part};step={x.step}", x.segment): x.difference for x in self.losses}
+        rows = {(f"order={x.order};without={x.part};step={x.step}", x.segment): x.difference for x in self.losses}
         rows |= {(f"order={g.order};instead=popularity", g.segment): g.difference for g in self.guards}
         return pd.concat(
             metric_rows({NDCG: e}, variant=f"{variant};users=validation", segment=segment.replace(" ", "-"), **named)
@@ -222,18 +222,17 @@ def ship(
 
     ``weights.eliminate`` and ``shipped_curve`` decide about parts and content, ``with_guards`` about popularity.
     """
-    mixed, validation = study.mixed["random"], study.validated()
-    validating = np.isfinite(mixed[:, :, 0]).any(axis=1)
-    parts, _, losses = shipping_rule(choice, validation, mixed, warm.mixed, study.sizes, study.alphas, boot)
+    validating = np.isfinite(study.mixed["random"][:, :, 0]).any(axis=1)
+    ruled = shipping_rule(choice, study.validation, study.mixed, warm.mixed, study.sizes, study.alphas, boot)
+    parts, learned, losses = ruled
     if len(study.alphas) > 1:
         tuned = rules.crossfit(warm.content[:, None], [FROM_SIZE], np.zeros((warm.content.shape[1],) * 2))[:, 0]
         losses = [*losses, rules.Loss("content", rules.WHOLE, boot.difference(warm.content[:, -1], tuned))]
     if len(cold):
         with_content, alone = (np.where(validating, by_user(cold, users)[name], np.nan) for name in ("hybrid", "cf"))
         losses.append(rules.Loss("content", rules.COLD, boot.difference(alone, with_content)))
-    learned = rules.tune_curves(*rules.surface_of(validation[choice.cf], study.sizes), study.alphas)["learned"]
     curve = rules.shipped_curve(learned, losses)
-    content_for = [loss.segment for loss in losses if loss.part == "content" and loss.earns]
+    content_for = list(dict.fromkeys(loss.segment for loss in losses if loss.part == "content" and loss.earns))
     weights, guards = with_guards(choice.cf, parts, study.validation, study.mixed, study.sizes, boot)
     own = {
         part: {} if part == "popularity" else

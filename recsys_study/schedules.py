@@ -76,6 +76,11 @@ class ScheduleStudy:
         """The schedule that others are compared with."""
         return min(self.schedules, key=lambda days: abs(days - USUAL))
 
+    @property
+    def declared(self) -> int:
+        """The schedule of the primary contrast: 28 days, or what comes nearest."""
+        return min(self.gains, key=lambda days: abs(days - DECLARED))
+
     @cached_property
     def gains(self) -> dict[int, Estimate]:
         """ndcg@10 of each other schedule less that of the usual one."""
@@ -87,13 +92,12 @@ class ScheduleStudy:
         """Each schedule against the usual one, primary: 28 days or what comes nearest; and stale profiles."""
         if not self.gains:
             return []
-        declared = min(self.gains, key=lambda days: abs(days - DECLARED))
         label = f"training every {self.usual} days: the user's profile of that day instead of today's"
         stale = Contrast.from_estimate("stale-profile", label, self.stale, of="ndcg@10, returning sessions")
         return [stale] + [
             Contrast.from_estimate(
                 f"every-{days}", f"training every {counted(days, 'day')} instead of every {self.usual}", gain,
-                of="ndcg@10, returning sessions, new ratings folded in", primary=days == declared,
+                of="ndcg@10, returning sessions, new ratings folded in", primary=days == self.declared,
             )
             for days, gain in self.gains.items()
         ]  # fmt: skip
@@ -102,16 +106,9 @@ class ScheduleStudy:
         """The usual and the declared schedule, and the rarest one that is not shown to cost more than the margin."""
         if not self.gains:
             return {"measured": False}
-        declared = min(self.gains, key=lambda days: abs(days - DECLARED))
         harmless = [days for days, gain in self.gains.items() if days > self.usual and gain.lower > -MARGIN]
-        rarest = max(harmless, default=self.usual)
-        return {
-            "measured": True,
-            "usual": self.usual,
-            "declared": declared,
-            "rarest": rarest,
-            "users": len(self.values),
-        }
+        days = {"usual": self.usual, "declared": self.declared, "rarest": max(harmless, default=self.usual)}
+        return {"measured": True, "users": len(self.values)} | days
 
     def table(self) -> pd.DataFrame:
         """days, value, ci_low, ci_high, n, verdict: the change from the usual schedule."""

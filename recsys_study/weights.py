@@ -7,7 +7,7 @@ on the other in turn (cross-fitted), so that more weights to fit are no advantag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
@@ -279,6 +279,7 @@ class Loss:
     part: str
     segment: str
     difference: Estimate
+    order: str = "random"
     step: int = 0  # of the elimination
 
     @property
@@ -289,12 +290,14 @@ class Loss:
     def row(self) -> dict[str, Any]:
         e = self.difference
         return {
-            "step": self.step, "part": self.part, "segment": self.segment, "difference": e.value, "ci_low": e.ci_low,
-            "ci_high": e.ci_high, "n": e.n, "verdict": verdict(e), "earns": self.earns,
+            "step": self.step, "part": self.part, "order": self.order, "segment": self.segment, "difference": e.value,
+            "ci_low": e.ci_low, "ci_high": e.ci_high, "n": e.n, "verdict": verdict(e), "earns": self.earns,
         }  # fmt: skip
 
 
-def segment_losses(part: str, without: Floats, full: Floats, sizes: Sequence[int], boot: Bootstrap) -> list[Loss]:
+def segment_losses(
+    part: str, without: Floats, full: Floats, sizes: Sequence[int], boot: Bootstrap, order: str = "random"
+) -> list[Loss]:
     """The losses in the declared ranges of profile sizes; a range that nobody has is left out. Both (U, S)."""
     n, found = np.asarray(sizes), []
     for segment, (low, high) in SEGMENTS.items():
@@ -302,42 +305,70 @@ def segment_losses(part: str, without: Floats, full: Floats, sizes: Sequence[int
         change = without[:, some] - full[:, some]
         change = change[:, np.isfinite(change).any(axis=0)]
         if change.size:
-            found.append(Loss(part, segment, boot.average(change)))
+            found.append(Loss(part, segment, boot.average(change), order))
     return found
 
 
 def eliminate(
-    mixed: Floats, whole: Floats | None, sizes: Sequence[int], boot: Bootstrap
+    mixed: Mapping[str, Floats], whole: Floats | None, sizes: Sequence[int], boot: Bootstrap
 ) -> tuple[tuple[str, ...], list[Loss]]:
     """The parts of the ensemble that earn their place, by backward elimination, and every loss that was looked at.
 
     In each step the part whose loss is smallest in its worst segment goes, unless leaving it out is worse by more than
-    the margin in some segment; so of two parts that stand in for each other one stays.
+    the margin in some segment and order; so of two parts that stand in for each other one stays. Weights are those of
+    random order, cross-fitted there.
 
     Parameters
     ----------
-    mixed : (U, S, W) validation ndcg under each of ``WEIGHTS``, cut profiles
+    mixed : order -> (U, S, W) validation ndcg under each of ``WEIGHTS``, cut profiles
     whole : (U, W) likewise for whole histories, or None
     """
+
+    def fitted(order: str, parts: Sequence[str]) -> Floats:
+        if order == "random":
+            return crossfit_ensemble(mixed[order], sizes, parts)
+        return on_path(mixed[order], sizes, *path_of(mixed["random"], sizes, parts))
+
     kept: tuple[str, ...] = PARTS
     looked: list[Loss] = []
     while len(kept) > 1:
-        full = crossfit_ensemble(mixed, sizes, kept)
         losses: dict[str, list[Loss]] = {}
         for part in kept:
             rest = tuple(other for other in kept if other != part)
-            losses[part] = segment_losses(part, crossfit_ensemble(mixed, sizes, rest), full, sizes, boot)
+            losses[part] = [loss for order in mixed for loss in segment_losses(
+                part, fitted(order, rest), fitted(order, kept), sizes, boot, order
+            )]  # fmt: skip
             if whole is not None:
                 both = [crossfit_ensemble(whole[:, None], [FROM_SIZE], some)[:, 0] for some in (rest, kept)]
                 losses[part].append(Loss(part, WHOLE, boot.difference(*both)))
         step = 1 + len(PARTS) - len(kept)
-        looked += [Loss(x.part, x.segment, x.difference, step) for found in losses.values() for x in found]
+        looked += [replace(loss, step=step) for found in losses.values() for loss in found]
         spare = [part for part in kept if not any(loss.earns for loss in losses[part])]
         if not spare:
             break
         least = max(spare, key=lambda part: min(loss.difference.value for loss in losses[part]))
         kept = tuple(part for part in kept if part != least)
     return kept, looked
+
+
+def content_losses(
+    values: Mapping[str, Floats], sizes: Sequence[int], alphas: Floats, boot: Bootstrap
+) -> tuple[AlphaCurve, list[Loss]]:
+    """The curve learned in random order, and what leaving content out costs under it, in every order.
+
+    ``values`` : order -> (U, S, A) validation ndcg of content + cf; the last alpha leaves content out
+    """
+    surface, known = surface_of(values["random"], sizes)
+    learned = tune_curves(surface, known, alphas)["learned"]
+    losses: list[Loss] = []
+    for order, surfaces in values.items() if len(alphas) > 1 else ():
+        if order == "random":
+            full = crossfit(surfaces, sizes, np.zeros((len(alphas), len(alphas))))
+        else:
+            full = on_path(surfaces, sizes, known, columns_at(learned, known, alphas))
+        alone = np.where(np.isnan(full), np.nan, surfaces[:, :, -1])
+        losses += segment_losses("content", alone, full, sizes, boot, order)
+    return learned, losses
 
 
 def shipped_curve(learned: AlphaCurve, losses: Sequence[Loss]) -> AlphaCurve:

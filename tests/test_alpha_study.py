@@ -47,6 +47,7 @@ from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, Hybrid, WeightedEnsemble
 
 SIZES = [0, 2, 3, 8]
+BOOT = Bootstrap(60, 1, 200)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def test_of_two_parts_that_stand_in_for_each_other_one_ships() -> None:
     """Item KNN and EASE are equally good in any mix, popularity is worse: it goes, and one of the two."""
     personal = 1 - WEIGHTS[:, PARTS.index("popularity")]
     values = np.broadcast_to(0.2 + 0.2 * personal, (60, 3, len(WEIGHTS)))
-    kept, losses = eliminate(values, None, [1, 10, 50], Bootstrap(60, 1, 200))
+    kept, losses = eliminate({"random": values}, None, [1, 10, 50], Bootstrap(60, 1, 200))
     assert len(kept) == 1
     assert kept[0] != "popularity"
     assert {loss.step for loss in losses} == {1, 2}
@@ -193,9 +194,19 @@ def test_of_two_parts_that_stand_in_for_each_other_one_ships() -> None:
 def test_a_part_that_whole_histories_need_ships() -> None:
     personal = 1 - WEIGHTS[:, PARTS.index("popularity")]
     cut, whole = np.full((60, 3, len(WEIGHTS)), 0.3), np.broadcast_to(0.2 + 0.2 * personal, (60, len(WEIGHTS)))
-    kept, losses = eliminate(cut, whole, [1, 10, 50], Bootstrap(60, 1, 200))
+    kept, losses = eliminate({"random": cut}, whole, [1, 10, 50], Bootstrap(60, 1, 200))
     assert kept != ("popularity",)
     assert any(loss.segment == WHOLE for loss in losses)
+
+
+def test_a_part_that_one_order_needs_ships() -> None:
+    personal = 1 - WEIGHTS[:, PARTS.index("popularity")]
+    still = np.full((60, 3, len(WEIGHTS)), 0.3)
+    needs = np.broadcast_to(0.2 + 0.2 * WEIGHTS[:, PARTS.index("ease")], still.shape)
+    kept, _ = eliminate({"random": np.broadcast_to(0.3 + 0.1 * personal, still.shape)}, None, [1, 10, 50], BOOT)
+    assert kept in (("item_knn",), ("ease",))
+    random = np.broadcast_to(0.3 + 0.1 * WEIGHTS[:, PARTS.index("ease")], still.shape)
+    assert eliminate({"random": random, "time": needs}, None, [1, 10, 50], BOOT)[0] == ("ease",)
 
 
 def test_test_users_decide_nothing(
