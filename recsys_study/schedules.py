@@ -18,7 +18,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
-from recsys_study.figures import differences
+from recsys_study.figures import dodged
 from recsys_study.findings import Contrast
 from recsys_study.freshness import scores_or_popular
 from recsys_study.stage_files import METRIC_COLUMNS
@@ -140,7 +140,9 @@ class ScheduleStudy:
         left.plot(by_age.columns, [e.value for e in means], color="C0")
         left.fill_between(by_age.columns, [e.ci_low for e in means], [e.ci_high for e in means], color="C0", alpha=0.15)
         left.set(xlabel="age of the model, days", ylabel=NDCG, ylim=(0, None), title="Models of every age")
-        differences(right, self.table().assign(name="schedule"), "days", by="name", margin=MARGIN)
+        dodged(right, self.table().assign(name="schedule"), "days", by="name", order=["schedule"], width=0)
+        for level, dashes in ((0, "-"), (-MARGIN, "--")):
+            right.axhline(level, color="0.4", linewidth=0.9, linestyle=dashes)
         right.set(xlabel="days between two trainings", ylabel=f"less training every {self.usual} days",
                   title="Schedules")  # fmt: skip
         return figure

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [ROOT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.CHAIN]
 SMOKE_CHAIN = pipeline.chain(parameters.load(ROOT / "params" / "smoke.yaml"))
 
-NOT_YET = {"diversity"}
+NOT_YET: set[str] = set()
 
 # Imports go downwards only: a package of the library imports from its own row and the rows above, and the study from
 # everything. Evidence stands above the models because it knows them only by the interface in `base`.
@@ -162,7 +162,7 @@ def code_lines(path: Path) -> int:
 
 # Lines of code, at what is reached; they only ever go down. One package of 10,850 lines and notebooks of 3,604 became
 # these three: the notebooks' code is now the study's, and the library is what somebody else would import.
-LINES = {"recsys_utils": 5_869, "recsys_study": 5_782, "notebooks": 844}
+LINES = {"recsys_utils": 5_680, "recsys_study": 5_768, "notebooks": 825}
 MODULES = [path for package in ("recsys_utils", "recsys_study") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
