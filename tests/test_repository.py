@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [ROOT / "notebooks" / f"{stage}.ipynb" for stage in pipeline.CHAIN]
 SMOKE_CHAIN = pipeline.chain(parameters.load(ROOT / "params" / "smoke.yaml"))
 
-NOT_YET: set[str] = set()
+NOT_YET = {"diversity"}
 
 # Imports go downwards only: a package of the library imports from its own row and the rows above, and the study from
 # everything. Evidence stands above the models because it knows them only by the interface in `base`.
