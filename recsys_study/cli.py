@@ -114,27 +114,18 @@ def recommend(
     n: Annotated[int, option("length of the list", None, "-n")] = 10,
     format_: Annotated[Literal["table", "csv", "json"], option("output format", None, "--format")] = "table",
     explain: Annotated[bool, option("show what each score consists of", None, "--explain")] = False,
-    scale: Annotated[
-        str, option("scale of the file, such as 1-10; with ,quantile ratings are mapped by rank", "LO-HI[,quantile]")
-    ] = "",
-    review: Annotated[
-        Path | None, option("write films that were not found to this file; complete it and run again", "FILE.csv")
-    ] = None,
+    scale: Annotated[str, option("scale of the file's ratings, such as 1-10", "LO-HI")] = "",
 ) -> None:
     """Recommend films to a person, from a file of the person's ratings."""
-    from recsys_utils.personal.layouts import parse_scale
     from recsys_utils.personal.own_ratings import read
+    from recsys_utils.personal.text_files import parse_scale
     from recsys_utils.ranking.bundle import Bundle
     from recsys_utils.ranking.recommend import ME, recommend_by_neighbours
 
     folder = bundle or newest_bundle()
     opened = Bundle.open(folder)
     items = opened.recommender.items
-    bounds, _, how = ("", "", scale) if scale == "quantile" else scale.partition(",")
-    own = read(
-        ratings, items, opened.scale, source_scale=parse_scale(bounds) if bounds else None, review=review,
-        reference=opened.neighbours().values if how == "quantile" else None,
-    )  # fmt: skip
+    own = read(ratings, items, opened.scale, source_scale=parse_scale(scale) if scale else None)
     if model == "neighbours":
         films, said = recommend_by_neighbours(opened.neighbours(), items, opened.scale, own, n, explain=explain)
         shown = {"rank": "Rank", "title": "Title", "predicted": "Predicted", "imdb_rating": "IMDb", "year": "Year",

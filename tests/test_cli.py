@@ -90,8 +90,6 @@ class TestOnTheSmokeRun:
         assert shown.returncode == 0, shown.stderr
         assert films[0]["title"] in shown.stdout
         assert "contributions" in shown.stdout
-        mapped = recsys("recommend", "--ratings", str(tmp_path / "mine.csv"), *bundle, "--scale", "quantile")
-        assert "mapped by quantiles onto 1-5" in " ".join(mapped.stderr.split())
 
     def test_neighbours_answer_on_the_scale_of_the_file(self, smoke_run: Path) -> None:
         """Every second of the first 60 films, rated 2 to 10 on a scale of 1-10."""

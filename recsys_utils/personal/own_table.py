@@ -6,7 +6,6 @@ scale is read from the data. Nothing is decided silently: :class:`OwnData` carri
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,8 @@ import pandas as pd
 
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
 from recsys_utils.data.catalogue import LISTS
-from recsys_utils.data.fetch import REGISTRY, UNREADABLE, Dataset, Fetched, digest_of
-from recsys_utils.personal.layouts import decoded, parse_scale
+from recsys_utils.data.fetch import REGISTRY, Dataset, Fetched, digest_of
+from recsys_utils.personal.text_files import content, decoded, parse_scale
 
 Say = Callable[[str], None]
 
@@ -125,17 +124,11 @@ def read(
 def _table(path: Path, key: str, named: Mapping[str, str], roles: Sequence[str], say: Say) -> pd.DataFrame:
     """The columns of a file that are known by ``roles``, as stripped text."""
     name = f"{key}: {path.name}"
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_LIMIT + 1)
-        if content.startswith(b"PAR1"):
-            content = _as_csv(content)
-    except (*UNREADABLE, ValueError, TypeError, LookupError) as error:  # pyarrow's errors are among these
-        raise InputError(f"{name} can't be read ({' '.join(str(error).split())[:300]}).") from None
-    if len(content) > _LIMIT or content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{name} is a zip or larger than 4 GB; give a csv, tsv or parquet table, plain or .gz.")
-    text, told = decoded(content, name, "a header and a line per rating: user, item, rating and, if known, the time")
+    found = content(path, name, _LIMIT)
+    if found.startswith(b"PK\x03\x04"):
+        raise InputError(f"{name} is a zip; give a csv, tsv or parquet table, plain or .gz.")
+    found = _as_csv(found, name) if found.startswith(b"PAR1") else found
+    text, told = decoded(found, name, "a header and a line per rating: user, item, rating and, if known, the time")
     for note in told:
         say(note)
     rows = _rows(text.lstrip(), name)
@@ -149,11 +142,14 @@ def _table(path: Path, key: str, named: Mapping[str, str], roles: Sequence[str],
     return pd.DataFrame({role: rows.iloc[:, n].str.strip() for role, n in places.items() if n is not None})
 
 
-def _as_csv(parquet: bytes) -> bytes:
+def _as_csv(parquet: bytes, name: str) -> bytes:
     def text(value: Any) -> Any:
         return "|".join(map(str, value)) if isinstance(value, (list, np.ndarray)) else value
 
-    return pd.read_parquet(io.BytesIO(parquet)).map(text).convert_dtypes().to_csv(index=False).encode()
+    try:
+        return pd.read_parquet(io.BytesIO(parquet)).map(text).convert_dtypes().to_csv(index=False).encode()
+    except (OSError, ValueError, TypeError, LookupError) as error:  # pyarrow's errors are among these
+        raise InputError(f"{name} can't be read ({' '.join(str(error).split())[:300]}).") from None
 
 
 def _rows(text: str, name: str) -> pd.DataFrame:
