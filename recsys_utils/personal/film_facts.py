@@ -404,25 +404,8 @@ def tmdb_facts(
             "later) adds them."
         )
     today = today or datetime.datetime.now(datetime.UTC).date()
-    missing: list[str] = []
-    why, failed = "", 0
     with contextlib.closing(_open_cache(cache, today - KEEP)) as store:
-        have = {number for (number,) in store.execute("SELECT tmdb_id FROM film")}
-        due = [n for n in asked if n not in have]
-        for place, number in enumerate(due):
-            if failed == GIVE_UP:
-                missing += due[place:]
-                break
-            try:
-                row = (number, today.isoformat(), json.dumps(api.film(number)))
-            except Unavailable as error:
-                missing, why, failed = [*missing, number], str(error), failed + 1
-                continue
-            failed = 0
-            with store:
-                store.execute("INSERT OR REPLACE INTO film VALUES (?, ?, ?)", row)
-            if (place + 1) % max(1, len(due) // 10) == 0:
-                say(f"TMDB: {place + 1:,} of {len(due):,} films")
+        missing, why = _fetch(asked, store, api, today, say)
         rows = [row for row in store.execute("SELECT * FROM film") if row[0] in set(asked)]
     known = [{"tmdb_id": number} | json.loads(text) for number, _, text in rows if text != "null"]
     notes = [TMDB_NOTICE]
@@ -434,6 +417,30 @@ def tmdb_facts(
     source = Source("tmdb", *TMDB_TERMS, snapshot=min((day for _, day, _ in rows), default=""))
     table = pd.DataFrame(known).reindex(columns=["tmdb_id", *LISTS, "overview"])
     return Facts(source, table, key="tmdb_id", ordered=True), notes
+
+
+def _fetch(
+    numbers: Iterable[str], store: sqlite3.Connection, api: TmdbApi, today: datetime.date, say: Callable[[str], object]
+) -> tuple[list[str], str]:
+    """Add films to the cache; the numbers of those that could not be had, and why the last one could not."""
+    have = {number for (number,) in store.execute("SELECT tmdb_id FROM film")}
+    due = [n for n in numbers if n not in have]
+    missing: list[str] = []
+    why, failed = "", 0
+    for done, number in enumerate(due):
+        if failed == GIVE_UP:
+            return [*missing, *due[done:]], why
+        try:
+            row = (number, today.isoformat(), json.dumps(api.film(number)))
+        except Unavailable as error:
+            missing, why, failed = [*missing, number], str(error), failed + 1
+            continue
+        failed = 0
+        with store:
+            store.execute("INSERT OR REPLACE INTO film VALUES (?, ?, ?)", row)
+        if (done + 1) % max(1, len(due) // 10) == 0:
+            say(f"TMDB: {done + 1:,} of {len(due):,} films")
+    return missing, why
 
 
 def _open_cache(path: Path, oldest: datetime.date) -> sqlite3.Connection:
