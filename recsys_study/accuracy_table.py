@@ -61,7 +61,7 @@ class Step:
 def single_models(svd: SVD, knn: KNN, *, has_time: bool, seed: int) -> dict[str, Model]:
     """The single models in order; only SVD's and KNN's settings are tuned. Every chain has a seed of its own."""
     kinds = ("time", "implicit", "ordinal", "moment") if has_time else ("implicit", "ordinal")
-    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "V2": VariationalMF(seed=child_seed(seed, "V2"))}
+    models: dict[str, Model] = {"KNN": knn, "SVD": svd, "variational MF": VariationalMF(seed=child_seed(seed, "V2"))}
     for known in (kinds[:n] for n in range(len(kinds) + 1)):
         models["+".join(("FM ids", *known))] = BayesianFM(
             tuple(k for k in known if k in FEATURES), ordinal="ordinal" in known, seed=child_seed(seed, "fm", *known)

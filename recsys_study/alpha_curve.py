@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -48,7 +48,7 @@ LONG = 20  # short profiles have popularity and item KNN, so the ensemble's EASE
 FIRST_ORDER = "random_0"  # settings are compared in one random order
 BLOCK_SCORES = 8_000_000  # scores of one model held at a time, 32 MB: there are two dozen of them
 RATINGS = "popularity of ratings"  # the weaker baseline, a second row
-CHOSEN, SHIPPED = "chosen", "shipped"  # by each fold's own validation users
+CHOSEN, SHIPPED = "chosen", "shipped"  # by each fold's own validation users; by all that it does not test
 
 
 class Model(NamedTuple):
@@ -206,12 +206,13 @@ class Fold:
 class AlphaStudy:
     """What :func:`study_alpha` measured; U users in the order of the data, S sizes, A alphas, NaN where one lacks it.
 
-    series : (U, S) ndcg@10 of test users; cf or model ``chosen``, ``shipped``: by each fold's own validation users
+    series : (U, S) ndcg@10 of test users; cf or model ``chosen``: by each fold's own validation users; ``shipped``: by
+        the rules for what ships, applied to the validation users of all folds but those that the fold tests
     test : (order, cf) -> (U, S, A) of content + cf
     validation : (order, pair) -> (U, S, A) of validation users
     mixed : order -> (U, S, W) validation ndcg@10 under each of ``WEIGHTS``
     settings : fold, cf, candidate (position), n, ndcg@10 on validation users, chosen
-    picks : fold, cf, curve, parts: what the rules picked in each fold
+    picks : fold, cf, curve, gain, parts: what the rules picked for each fold
     """
 
     sizes: Sequence[int]
@@ -296,11 +297,47 @@ def study_alpha(shared: Conditions, content: Mapping[int, ContentModel], jobs: i
                 full[result.members[part]] = values
         return whole
 
-    return AlphaStudy(
+    study = AlphaStudy(
         shared.sizes, shared.alphas, gather("series", "test"), gather("test", "test"),
         gather("validation", "validation"), gather("mixed", "validation"),
         pd.concat([result.settings for result in found], ignore_index=True), pd.DataFrame([r.pick for r in found]),
     )  # fmt: skip
+    served = Parallel(n_jobs=jobs)(delayed(_ship_fold)(shared, study, fold, content[fold]) for fold in folds)
+    for kind in shared.orders:
+        values = study.series[Series(kind, "blend", SHIPPED, SHIPPED)] = np.full_like(
+            study.mixed[kind][:, :, 0], np.nan
+        )
+        for result, (_, by_kind) in zip(found, served, strict=True):
+            values[result.members["test"]] = by_kind[kind]
+    study.picks["parts"] = ["+".join(parts) for parts, _ in served]
+    return study
+
+
+def _ship_fold(
+    shared: Conditions, study: AlphaStudy, fold: int, content: ContentModel
+) -> tuple[list[str], dict[str, Floats]]:
+    """The parts that ship by the users whom the fold does not test, and (test users, S) ndcg@10 of them by kind."""
+    test = protocols.fold_users(shared.users, fold).test
+
+    def of_others(values: Floats) -> Floats:
+        return np.where(np.isin(np.arange(len(values)), test)[:, None, None], np.nan, values)
+
+    validation = {key: of_others(values) for key, values in study.validation.items()}
+    mixed, sizes = {kind: of_others(values) for kind, values in study.mixed.items()}, shared.sizes
+    boot = Bootstrap(len(shared.data.users), child_seed(shared.seed, "ship", fold))
+    choice = rules.choose(by_cf(validation, "random"), mixed["random"], sizes, shared.alphas, boot)
+    kept, learned, losses = shipping_rule(choice, validation, mixed, None, sizes, shared.alphas, boot)
+    tuned, _ = with_guards(choice.cf, kept, validation, mixed, sizes, boot)
+    own = study.settings[study.settings["fold"] == fold]
+    since = {"ease": LONG} if choice.cf == ENSEMBLE else {}
+    best = {p: best_setting(own, p, since.get(p, FROM_SIZE)) for p in tuned["weights"] if p != "popularity"}
+    bench = _Bench(replace(shared, settings={p: [shared.settings[p][c]] for p, c in best.items()}), fold, content)
+    parts = {p: Model(p, 0 if p in best else None) for p in tuned["weights"]}
+    bench.ensemble(SHIPPED, parts, tuned)
+    signal = pair("content", SHIPPED, shared.alphas[:0], [rules.shipped_curve(learned, losses)])
+    found = {kind: bench.measure("test", orders, {SHIPPED: signal})[SHIPPED][:, :, 0]
+             for kind, orders in shared.orders.items()}  # fmt: skip
+    return list(parts), found
 
 
 class _Bench:
@@ -368,7 +405,7 @@ def best_setting(tried: pd.DataFrame, cf: str, since: int = FROM_SIZE) -> int:
 
 
 def _study_fold(shared: Conditions, fold: int, content: ContentModel) -> Fold:
-    """Tune on validation users in each kind of order, choose what would ship, and measure test users."""
+    """Tune on validation users in each kind of order, choose model and curve, and measure test users."""
     bench = _Bench(shared, fold, content)
     picked = bench.pick_settings()
     long = Model("ease", best_setting(picked, "ease", LONG))
@@ -384,7 +421,9 @@ def _study_fold(shared: Conditions, fold: int, content: ContentModel) -> Fold:
         bench.ensemble(ENSEMBLE, parts, rules.tune_ensemble(result.mixed[kind], shared.sizes))
         surfaces_of |= bench.measure("validation", orders, _pairs([ENSEMBLE], shared))
         result.validation.update({(kind, key): values for key, values in surfaces_of.items()})
-    _choose(bench, result, parts)
+    boot = Bootstrap(len(bench.members["validation"]), child_seed(shared.seed, "rule", fold))
+    choice = rules.choose(by_cf(result.validation, "random"), result.mixed["random"], shared.sizes, shared.alphas, boot)
+    result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value)
     for kind, orders in shared.orders.items():
         bench.ensemble(ENSEMBLE, parts, rules.tune_ensemble(result.mixed[kind], shared.sizes))
         _test(bench, result, kind, orders)
@@ -406,24 +445,10 @@ def _test(bench: _Bench, result: Fold, kind: str, orders: Sequence[str]) -> None
     }
     signals |= {cf: pair("content", Model(cf, 0), s.alphas[:0], [CURVES["classic"]]) for cf in CLASSIC}
     signals |= {name: alone(Model(name)) for name in ("popularity", RATINGS, BOTH)}
-    signals[SHIPPED] = pair("content", SHIPPED, s.alphas[:0], [result.pick["shipped_curve"]])
     tested = bench.measure("test", orders, signals)
     result.test.update({(kind, cf): tested[Mixed("content", cf)][:, :, : len(s.alphas)]
                         for cf in (*s.settings, ENSEMBLE)})  # fmt: skip
     result.series.update(_series(kind, tested, curves, len(s.alphas), result.pick["cf"]))
-
-
-def _choose(bench: _Bench, result: Fold, parts: Mapping[str, Model]) -> None:
-    """All rules on the fold's own validation users: model and curve, and what would ship."""
-    s = bench.shared
-    boot = Bootstrap(len(bench.members["validation"]), child_seed(s.seed, "rule", bench.fold))
-    validation = by_cf(result.validation, "random")
-    choice = rules.choose(validation, result.mixed["random"], s.sizes, s.alphas, boot)
-    kept, learned, losses = shipping_rule(choice, result.validation, result.mixed, None, s.sizes, s.alphas, boot)
-    tuned, _ = with_guards(choice.cf, kept, result.validation, result.mixed, s.sizes, boot)
-    bench.ensemble(SHIPPED, {part: parts.get(part, Model(part)) for part in tuned["weights"]}, tuned)
-    result.pick.update(cf=choice.cf, curve=choice.curve.name, gain=choice.gain.value, parts="+".join(tuned["weights"]))
-    result.pick["shipped_curve"] = rules.shipped_curve(learned, losses)
 
 
 def by_cf(validation: Mapping[tuple[str, Mixed], Floats], order: str) -> dict[str, Floats]:
@@ -489,5 +514,4 @@ def _series(
             found |= {Series(kind, "blend", name, curve): values[:, :, grid + c] for c, curve in enumerate(by_name)}
             found[Series(kind, name)] = values[:, :, grid - 1]
             found[Series(kind, "blend", name, "with-popularity")] = tested[Mixed("popularity", cf)][:, :, 0]
-    found[Series(kind, "blend", SHIPPED, SHIPPED)] = tested[SHIPPED][:, :, 0]
     return found

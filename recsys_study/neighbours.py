@@ -1,4 +1,4 @@
-"""User KNN (Pearson): newcomers by profile size, known users rating by rating, people's own files.
+"""User KNN (Pearson): newcomers by profile size, known users rating by rating.
 
 Where user KNN gives no prediction, the mean of the profile's own ratings is used instead, and the share of targets with
 a prediction is reported.
@@ -23,7 +23,7 @@ from recsys_study import figures
 from recsys_study.findings import Contrast
 from recsys_study.grid_search import setting_text
 from recsys_study.stage_files import Population
-from recsys_utils.base import ITEM, RATING, USER, Floats
+from recsys_utils.base import USER, Floats
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics
 from recsys_utils.evaluation.protocols import (
@@ -36,9 +36,8 @@ from recsys_utils.evaluation.protocols import (
     target_size,
 )
 from recsys_utils.evaluation.significance import Bootstrap, Estimate, metric_rows
-from recsys_utils.models.neighbours import Neighbours, item_mean_and_offset, leave_one_out, predict_pairs
+from recsys_utils.models.neighbours import Neighbours, item_mean_and_offset, predict_pairs
 from recsys_utils.models.rankers import Popularity
-from recsys_utils.personal.own_ratings import OwnRatings
 
 Positions = NDArray[np.int32]
 Predicted = tuple[Floats, NDArray[Any]]  # NaN where there is no prediction, and votes
@@ -416,23 +415,6 @@ def _user_means(train: Interactions) -> Floats:
     n = np.bincount(train.user, minlength=len(train.users))
     sums = np.bincount(train.user, weights=train.rating, minlength=len(train.users))
     return np.where(n > 0, sums / np.maximum(n, 1), train.rating.mean())
-
-
-# ---- people's own files
-
-
-def evaluate_file(model: Neighbours, own: OwnRatings, items: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Each rating of a file from its others: how many have a prediction, and their MAE with its interval."""
-    ids = items[ITEM].tolist()
-    place = pd.Index(ids).get_indexer(pd.Index(own.frame[ITEM]))
-    one = leave_one_out(model, own.profile(ids)).set_index("item").loc[place]
-    each = one[one["predicted"].notna()]
-    lo, hi, _ = model.bounds
-    off = (each["predicted"].clip(lo, hi) - each[RATING]).abs().to_numpy(np.float64)
-    mae = Bootstrap(max(1, len(off)), seed=seed).mean(off if len(off) else np.zeros(1))
-    theirs = (own.raw["hi"].iloc[0] - own.raw["lo"].iloc[0]) / (hi - lo)
-    what = {"ratings": len(one), "predicted share": len(each) / len(one), "votes": each["votes"].mean()}
-    return what | mae.evidence("MAE") | {"MAE on the file's scale": mae.value * theirs}
 
 
 # ---- tables and figures

@@ -25,7 +25,11 @@ from recsys_utils.models.surprise_models import KNN, SVD
 from recsys_utils.models.variational_mf import VariationalMF
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {"KNN": KNN(), "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02), "V2": VariationalMF(n_factors=2, sweeps=4)}
+MODELS = {
+    "KNN": KNN(),
+    "SVD": SVD(n_factors=2, n_epochs=10, lr=0.02),
+    "MF": VariationalMF(n_factors=2, sweeps=4),
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def test_the_blend_weighs_a_perfect_model_by_one(data, test, monkeypatch) -> Non
     monkeypatch.setattr(accuracy_table, "_predicted", predicted)
     table, weights = predict_all([Step(data.where(~test), data.where(test), MODELS)], seed=1)
     assert weights.loc[0, "SVD"] == pytest.approx(1, abs=0.01)
-    assert weights.loc[0, ["KNN", "V2"]].abs().max() < 0.01
+    assert weights.loc[0, ["KNN", "MF"]].abs().max() < 0.01
     np.testing.assert_allclose(table[BLEND], table["rating"], atol=0.05)
 
 
@@ -103,18 +107,18 @@ def test_heights_by_hand() -> None:
     """Two runs of the same two ratings: RMSE over both runs, intervals hold half of them, users counted once."""
     frame = pd.DataFrame({"user_id": ["a", "b", "b"], "item_id": ["x", "x", "y"], "rating": [1.0, 5.0, 3.0]})
     data = Interactions.from_frame(frame, scale=Scale(1, 5))
-    step = Step(data.where(data.item == 1), data.where(data.item == 0), {"V2": VariationalMF()})
+    step = Step(data.where(data.item == 1), data.where(data.item == 0), {"MF": VariationalMF()})
     table = pd.DataFrame({"step": [0, 0, 1, 1], "user": [0, 1, 0, 1], "rating": [1.0, 5.0, 1.0, 5.0]})
-    table = table.assign(**{"V2": [0.0, 4.0, 3.0, 4.0], "V2, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
+    table = table.assign(**{"MF": [0.0, 4.0, 3.0, 4.0], "MF, deviation": [1.5, 1.0, 1.0, 1.6], BLEND: table["rating"]})
     rows, falls, by_step = summarise_models(table, [step, step], Bootstrap(2, seed=1, resamples=50), "rating-u1")
     value = rows.set_index(["variant", "metric"])["value"]
-    assert value["V2", "rmse"] == pytest.approx(np.sqrt((0 + 1 + 4 + 1) / 4))  # the first 0 is clipped to 1
-    assert value["V2", "mae"] == pytest.approx((0 + 1 + 2 + 1) / 4)
-    assert value["V2", "interval_coverage@50"] == 2 / 4  # |z| = .67 (not clipped), 1, 2, .63; half lie within .674
+    assert value["MF", "rmse"] == pytest.approx(np.sqrt((0 + 1 + 4 + 1) / 4))  # the first 0 is clipped to 1
+    assert value["MF", "mae"] == pytest.approx((0 + 1 + 2 + 1) / 4)
+    assert value["MF", "interval_coverage@50"] == 2 / 4  # |z| = .67 (not clipped), 1, 2, .63; half lie within .674
     assert value[BLEND, "rmse"] == 0
     assert set(rows["n"]) == {2}
-    assert falls["V2", BLEND].value == pytest.approx(np.sqrt(6 / 4))
-    np.testing.assert_allclose(by_step["V2"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
+    assert falls["MF", BLEND].value == pytest.approx(np.sqrt(6 / 4))
+    np.testing.assert_allclose(by_step["MF"], [np.sqrt(1 / 2), np.sqrt(5 / 2)])
 
 
 def test_without_time_stamps_the_machines_have_no_temporal_features() -> None:

@@ -21,7 +21,6 @@ from recsys_utils.models.neighbours import (
     Neighbours,
     good_films,
     item_mean_and_offset,
-    leave_one_out,
     predict_pairs,
     recommend,
 )
@@ -221,25 +220,6 @@ def test_what_does_not_fit_into_memory_is_refused_with_advice(monkeypatch: pytes
 
 
 # ---- predictions and lists
-
-
-def test_leave_one_out_is_a_profile_without_the_rating() -> None:
-    train = made_up(60, 30, 0.5, seed=2)
-    profile = made_up(1, 30, 0.6, seed=20).user_item
-    model = Neighbours(min_votes=2).fit(train)
-    found = leave_one_out(model, profile)
-    assert found["item"].tolist() == profile.indices.tolist()
-    for row in found.itertuples():
-        without = profile.toarray()
-        without[0, row.item] = 0
-        assert row.predicted == pytest.approx(model.predict(csr_matrix(without))[0][0, row.item], nan_ok=True)
-
-
-def test_canary_leave_one_out_refuses_a_profile_that_the_model_was_fitted_on() -> None:
-    """Without the guard the user's own row would predict each hidden rating."""
-    train = made_up(60, 30, 0.5, seed=2)
-    with pytest.raises(InputError, match="1 training user"):
-        leave_one_out(Neighbours().fit(train), train.user_item[7])
 
 
 def test_the_baseline_is_the_items_mean_and_the_users_offset() -> None:

@@ -15,8 +15,7 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.data.synthetic import Size, generate
 from recsys_utils.evaluation.protocols import fold_users, make_splits
 from recsys_utils.evaluation.significance import Bootstrap
-from recsys_utils.models.neighbours import Neighbours, leave_one_out
-from recsys_utils.personal import own_ratings
+from recsys_utils.models.neighbours import Neighbours
 
 MADE = generate(Size(users=80, items=60, ratings=2200))
 DATA = Interactions.from_frame(MADE.ratings, scale=Scale(1, 5), items=MADE.items["item_id"])
@@ -113,19 +112,6 @@ def test_a_hidden_fold_of_ratings_decides_neither_settings_nor_predictions() -> 
     off = np.abs(before.predictions["item mean"].to_numpy() - DATA.rating)
     assert off[hidden].sum() == pytest.approx(expected, rel=1e-6)
     assert errors["absolute"].sum() == pytest.approx(off.sum())
-
-
-def test_a_file_is_tested_rating_by_rating() -> None:
-    rated = DATA.user_item[3]
-    frame = pd.DataFrame({"item_id": DATA.items[rated.indices], "rating": rated.data})
-    raw = frame[["item_id"]].assign(raw=rated.data, lo=0.0, hi=8.0)
-    model = replace(CLASSIC).fit(DATA.where(DATA.user != 3))
-    found = study.evaluate_file(model, own_ratings.OwnRatings(frame, (), raw), MADE.items, seed=1)
-    one = leave_one_out(model, rated).dropna()
-    mae = np.abs(one["predicted"].clip(1, 5) - one["rating"]).mean()
-    assert found["value"] == pytest.approx(mae)
-    assert found["MAE on the file's scale"] == pytest.approx(2 * mae)  # 0-8 is twice as long as 1-5
-    assert found["ratings"] == rated.nnz
 
 
 def test_untested_users_are_in_every_fit_and_in_no_test() -> None:

@@ -66,14 +66,14 @@ def test_the_accuracy_table_is_of_the_published_models_and_reaches_its_bars(metr
     for model, rung in (("svd", "SVD"), ("knn", "KNN")):
         for metric in ("rmse", "mae"):
             assert ladder["rating-cv5", rung, metric] == value(metrics, "rating-cv5", model, "tuned", "all", metric)
-    assert ladder["rating-cv5", "V2", "rmse"] <= 0.905
+    assert ladder["rating-cv5", "variational MF", "rmse"] <= 0.905
     for blend, bars in (("blend without moment", (0.872, 0.885)), ("blend", (0.868, 0.878))):
         for protocol, bar in zip(("rating-cv5", "rating-u1"), bars, strict=True):
             assert ladder[protocol, blend, "rmse"] <= bar
     for protocol in ("rating-cv5", "rating-u1"):
         far = 0.015 if protocol == "rating-cv5" else 0.02  # u1: 459 users, and none of the bars
         for level in (50, 80, 95):
-            for rung in ("V2", "FM ids+time+implicit"):
+            for rung in ("variational MF", "FM ids+time+implicit"):
                 assert abs(ladder[protocol, rung, f"interval_coverage@{level}"] - level / 100) <= far
 
 

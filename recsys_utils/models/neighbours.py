@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -20,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from recsys_utils.base import ITEM, RANK, RATING, USER, Floats, InputError, Scale, Scores, check_memory, counted
+from recsys_utils.base import ITEM, RANK, RATING, USER, Floats, InputError, Scale, Scores, check_memory
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.models.rankers import RatingModel, checked, row_means
 
@@ -428,29 +427,6 @@ def predict_pairs(
         values, counts = model.predict(profiles[who[first : first + step]])
         predicted[mine], votes[mine] = (array[place[mine] - first, item[mine]] for array in (values, counts))
     return predicted, votes
-
-
-def leave_one_out(model: Neighbours, profile: csr_matrix) -> pd.DataFrame:
-    """Each rating of one profile (1, I) from the others: item (position), rating, predicted (NaN: none), votes.
-
-    Raises
-    ------
-    InputError : a training user gave all of these ratings; that row would vote on what is hidden.
-    """
-    n, place, bits = profile.nnz, profile.indices, int(model.grid[3])
-    code = np.rint((profile.data - model.grid[0]) / model.grid[1]).astype(np.int64)
-    columns = [model.columns[slice(*model.column_starts[i : i + 2])].astype(np.int64) for i in place]
-    agree = [column[column & ((1 << bits) - 1) == c] >> bits for column, c in zip(columns, code, strict=True)]
-    same = reduce(np.intersect1d, agree) if n >= model.min_overlap else np.zeros(0)
-    if same.size:
-        who = counted(same.size, "training user")
-        raise InputError(f"{who} gave all {n} ratings of the profile; leave such users out of the fit.")
-    found = []
-    for hidden in range(n):
-        rest = np.arange(n) != hidden
-        predicted, votes = model.predict(csr_matrix((profile.data[rest], place[rest], [0, n - 1]), profile.shape))
-        found.append((place[hidden], profile.data[hidden], predicted[0, place[hidden]], votes[0, place[hidden]]))
-    return pd.DataFrame(found, columns=["item", RATING, "predicted", "votes"])
 
 
 def item_mean_and_offset(train: Interactions, profiles: csr_matrix, row: Places, item: Places) -> Floats:
