@@ -162,7 +162,7 @@ def code_lines(path: Path) -> int:
 
 # Lines of code, at what is reached; they only ever go down. One package of 10,850 lines and notebooks of 3,604 became
 # these three: the notebooks' code is now the study's, and the library is what somebody else would import.
-LINES = {"recsys_utils": 5_680, "recsys_study": 5_768, "notebooks": 825}
+LINES = {"recsys_utils": 5_592, "recsys_study": 5_768, "notebooks": 825}
 MODULES = [path for package in ("recsys_utils", "recsys_study") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
