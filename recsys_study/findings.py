@@ -81,10 +81,15 @@ class Contrast:
         'better'
         """
         value, low, high = (plain(x) for x in (estimate.value, estimate.ci_low, estimate.ci_high))
-        turns = {direction(each) for each in without_one_user(estimate, margin)}
-        judged: Verdict = verdict(estimate, margin) if len(turns) == 1 else "undecided"
+        judged = settled(estimate, margin)
         p, least, most = (plain(x) for x in (estimate.p, estimate.least, estimate.most))
         return cls(id, label, of, unit, value, low, high, int(estimate.n), margin, p, judged, primary, least, most)
+
+
+def settled(estimate: Estimate, margin: float = MARGIN) -> Verdict:
+    """The verdict of an estimate; *undecided* where leaving out a single user turns it."""
+    turns = {direction(each) for each in without_one_user(estimate, margin)}
+    return verdict(estimate, margin) if len(turns) == 1 else "undecided"
 
 
 @dataclass(frozen=True)

@@ -20,31 +20,32 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from recsys_study.figures import dodged, look
-from recsys_study.findings import Contrast, plain
+from recsys_study.findings import Contrast, plain, settled
 from recsys_utils.base import USER, Recommender, Scores, counted
 from recsys_utils.data.interactions import Interactions
 from recsys_utils.evaluation import metrics, protocols
 from recsys_utils.evaluation.protocols import Case, measure, profile_size_cases, rank_and_measure, rank_lists
-from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference, verdict
+from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, minimum_detectable_difference
 from recsys_utils.models.rankers import Popularity
 from recsys_utils.models.surprise_models import SVD, SurpriseModel, predict_by_surprise
 
 NDCG = "ndcg@10"
 HARMLESS = ("tie", "not worse", "slightly better", "better")
-MIN_USERS = 20  # an age is studied if this many users came back late enough in the history
-JUDGED = ("value", "ci_low", "ci_high", "n", "p", "mdd", "verdict")
+MIN_USERS = 20  # with fewer, a size or a schedule is not studied
+JUDGED = ("value", "ci_low", "ci_high", "n", "p", "least", "most", "mdd", "verdict")
 
 
 def judged(estimate: Estimate) -> dict[str, Any]:
     """The columns :data:`JUDGED` of a table of differences."""
-    row = {name: getattr(estimate, name) for name in JUDGED[:5]}
-    return row | {"mdd": minimum_detectable_difference(estimate), "verdict": verdict(estimate)}
+    row = {name: getattr(estimate, name) for name in JUDGED[:7]}
+    return row | {"mdd": minimum_detectable_difference(estimate), "verdict": settled(estimate)}
 
 
 def _contrast(row: Any, id: str, label: str, of: str, *, unit: str = NDCG, primary: bool = False) -> Contrast:
     """From a row of a table of differences."""
-    value, low, high, p = (plain(row[name]) for name in ("value", "ci_low", "ci_high", "p"))
-    return Contrast(id, label, of, unit, value, low, high, int(row["n"]), MARGIN, p, row["verdict"], primary)
+    value, low, high, _, p, least, most = (plain(row[name]) for name in JUDGED[:7])
+    n, judged_as = int(row["n"]), row["verdict"]
+    return Contrast(id, label, of, unit, value, low, high, n, MARGIN, p, judged_as, primary, least, most)
 
 
 def _declared(values: Iterable[int], most: int) -> int:

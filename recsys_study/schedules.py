@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from recsys_study.figures import dodged
 from recsys_study.findings import Contrast
-from recsys_study.freshness import scores_or_popular
+from recsys_study.freshness import MIN_USERS, NDCG, scores_or_popular
 from recsys_study.stage_files import METRIC_COLUMNS
 from recsys_utils.base import USER, Recommender, counted
 from recsys_utils.data.interactions import DAY, Interactions
@@ -28,8 +28,6 @@ from recsys_utils.evaluation.protocols import Timeline, rank_and_measure
 from recsys_utils.evaluation.significance import MARGIN, Bootstrap, Estimate, metric_rows, verdict
 from recsys_utils.models.rankers import Popularity
 
-NDCG = "ndcg@10"
-MIN_USERS = 20  # a schedule is studied if this many users came back late enough in the history
 USUAL, DECLARED = 7, 28  # days: what other schedules are compared with; the primary contrast's
 
 
@@ -191,6 +189,5 @@ def study_schedules(
             stale=stale[NDCG], session=rows["session"].to_numpy(), age=(rows["step"].to_numpy() - made) * step_days
         )
 
-    made = range(start - ages + 1, start + length)
-    events = pd.concat(Parallel(n_jobs=jobs)(delayed(of_one_model)(number) for number in made), ignore_index=True)
-    return ScheduleStudy(events, tuple(kept), model.name, seed)
+    tables = Parallel(n_jobs=jobs)(delayed(of_one_model)(made) for made in range(start - ages + 1, start + length))
+    return ScheduleStudy(pd.concat(tables, ignore_index=True), tuple(kept), model.name, seed)
