@@ -471,7 +471,7 @@ def with_guards(
     cf: str, kept: Sequence[str], validation: Mapping[tuple[str, Mixed], Floats], mixed: Mapping[str, Floats],
     sizes: Sequence[int], boot: Bootstrap,
 ) -> tuple[dict[str, Any], list[rules.Guard]]:  # fmt: skip
-    """The weights by profile size of what ships, popularity alone where the rest is not shown to be no worse.
+    """The weights by profile size of what ships, popularity alone where the rest is shown to be worse.
 
     Judged without content, in every order, under the weights of random order; the guards come with the result.
     """

@@ -404,8 +404,8 @@ class Guard(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether it is shown not to be worse by more than the margin."""
-        return self.verdict in ("better", "slightly better", "tie", "not worse")
+        """Whether it is not shown to be worse: the interval reaches 0."""
+        return self.difference.ci_high >= 0
 
 
 def against_popularity(
