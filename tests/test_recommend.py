@@ -212,7 +212,8 @@ def test_variety_leaves_the_popularity_fallback_alone(items: pd.DataFrame, train
 def test_without_a_like_the_reason_is_popularity(items: pd.DataFrame, train: Interactions) -> None:
     for mine in (profile({}), profile({39: 1})):
         first = recommender(items, train).recommend(mine, ["me"], n=1).iloc[0]
-        assert f"rated by {np.sum(train.item == int(first['item_id']))} people" in first["reason"]
+        likes = np.sum((train.item == int(first["item_id"])) & (train.rating >= 4))
+        assert f"liked by {likes} people (position 1 of {N_ITEMS})" in first["reason"]
 
 
 @pytest.mark.parametrize(

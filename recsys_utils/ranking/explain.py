@@ -125,7 +125,7 @@ class Explainer:
     def reasons(self, person: Person, items: NDArray[np.int32], explored: NDArray[np.bool_]) -> list[str]:
         """A sentence for each of n items; ``explored`` marks those that the re-ranking strategy brought in."""
         if person.fallback:
-            return [f"Too little is known of your taste yet; this is popular: {self._raters(item)}." for item in items]
+            return [f"Too little is known of your taste yet; this is popular: {self._likes(item)}." for item in items]
         parts, texts = self.parts(person, items), []
         for n, (item, is_pick) in enumerate(zip(items.tolist(), explored.tolist(), strict=True)):
             text = self._fits(person, item, {name: self._column(part, n) for name, part in parts.items()})
@@ -141,7 +141,7 @@ class Explainer:
         """What the largest part of an item's score says of it."""
         name, (adds, shares) = max(parts.items(), key=lambda part: part[1][0])
         if name == "popularity" and adds > 0:
-            return f"It is popular: {self._raters(item)}."
+            return f"It is popular: {self._likes(item)}."
         if adds <= 0 or (shares is not None and shares.max(initial=0) <= 0 and name.startswith("content")):
             return "Nothing known links it to what you liked; it fills the list."
         others = np.delete(person.cf, person.profile.indices)
@@ -158,9 +158,9 @@ class Explainer:
             return f"No one has rated it yet; it matches the genres and people you like: it {shared}."
         return f"It {shared}."
 
-    def _raters(self, item: int) -> str:
-        counts = self.facts.popularity
-        return f"rated by {counts[item]:,} people (position {(counts > counts[item]).sum() + 1:,} of {len(counts):,})"
+    def _likes(self, item: int) -> str:
+        likes = self.hybrid.popularity.counts
+        return f"liked by {likes[item]:,.0f} people (position {(likes > likes[item]).sum() + 1:,} of {len(likes):,})"
 
     def _shared(self, source: int, item: int) -> str:
         model = self.hybrid.content
