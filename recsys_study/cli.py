@@ -118,7 +118,7 @@ def recommend(
 ) -> None:
     """Recommend films to a person, from a file of the person's ratings."""
     from recsys_utils.personal.own_ratings import read
-    from recsys_utils.personal.text_files import parse_scale
+    from recsys_utils.personal.own_table import parse_scale
     from recsys_utils.ranking.bundle import Bundle
     from recsys_utils.ranking.recommend import ME, recommend_by_neighbours
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from recsys_utils.base import InputError, Scale
 from recsys_utils.data.titles import normalise, split_year
 from recsys_utils.personal import own_ratings
-from recsys_utils.personal.text_files import parse_scale
+from recsys_utils.personal.own_table import parse_scale
 
 ITEMS = pd.DataFrame(
     {

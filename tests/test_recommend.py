@@ -12,9 +12,8 @@ from recsys_utils.data.interactions import Interactions
 from recsys_utils.models.content import ContentModel
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.models.surprise_models import SVD
-from recsys_utils.ranking.explain import Part, Person, in_words
 from recsys_utils.ranking.hybrid import CURVES, AlphaCurve, Hybrid, WeightedEnsemble
-from recsys_utils.ranking.recommend import COLUMNS, HybridRecommender, hybrid_from, strategy_of
+from recsys_utils.ranking.recommend import COLUMNS, HybridRecommender, Part, Person, hybrid_from, in_words, strategy_of
 
 N_ITEMS = 40
 ALWAYS_CONTENT = AlphaCurve("content", (0,), (0.0,))

@@ -162,7 +162,7 @@ def code_lines(path: Path) -> int:
 
 # Lines of code, at what is reached; they only ever go down. One package of 10,850 lines and notebooks of 3,604 became
 # these three: the notebooks' code is now the study's, and the library is what somebody else would import.
-LINES = {"recsys_utils": 5_592, "recsys_study": 5_768, "notebooks": 825}
+LINES = {"recsys_utils": 5_572, "recsys_study": 5_768, "notebooks": 825}
 MODULES = [path for package in ("recsys_utils", "recsys_study") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -170,6 +170,8 @@ def test_the_project_stays_small() -> None:
     found = {name: sum(code_lines(p) for p in MODULES if name in p.relative_to(ROOT).parts[0]) for name in LINES}
     found["notebooks"] = sum(len(lines_of(cell)) for path in NOTEBOOKS for cell in cells(path))
     assert {name: n for name, n in found.items() if n > LINES[name]} == {}
+    library = [path for path in MODULES if "recsys_utils" in path.parts and path.stem != "__init__"]
+    assert len(library) <= 25, "a newcomer finds the place in one look"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")

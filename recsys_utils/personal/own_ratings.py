@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, Floats, InputError, Scale, counted
 from recsys_utils.data.fetch import UNREADABLE
 from recsys_utils.data.titles import REVIEWED, TitleIndex, article, normalise, split_year
-from recsys_utils.personal.text_files import content, decoded, listed
+from recsys_utils.personal.own_table import content, decoded, listed
 
 Row = tuple[str, dict[str, str]]  # where in the file, and its cells by column
 

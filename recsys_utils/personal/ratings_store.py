@@ -19,7 +19,7 @@ import sqlalchemy as sql
 from sqlalchemy.engine import URL
 
 from recsys_utils.base import ITEM, RATING, TIMESTAMP, USER, InputError, Scale, counted
-from recsys_utils.personal.text_files import parse_scale
+from recsys_utils.personal.own_table import parse_scale
 
 PREFIX = "real_"
 """Goes before every user id of the store; a data set's users carry another one, so no id can stand for two people."""
