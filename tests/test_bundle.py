@@ -16,7 +16,7 @@ from recsys_utils.models.content import ContentModel
 from recsys_utils.models.neighbours import Neighbours
 from recsys_utils.models.rankers import EASE, ItemKNN, Popularity
 from recsys_utils.models.surprise_models import KNN, SVD
-from recsys_utils.ranking.bundle import MANIFEST, Bundle, _npz, write_bundle
+from recsys_utils.ranking.bundle import MANIFEST, SCHEMA, Bundle, _npz, write_bundle
 from recsys_utils.ranking.hybrid import CURVES, Hybrid, WeightedEnsemble
 from recsys_utils.ranking.recommend import HybridRecommender
 
@@ -142,7 +142,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "schema 2, this version reads 1"),
+        ({"schema": SCHEMA + 1}, "schema"),
         ({"models": {"content": "content", "cf": "os.system", "popularity": "popularity"}}, r"the model 'os\.system'"),
         ({"curve": None}, "damaged"),
         ({"files": {}}, "damaged|not the file"),

@@ -148,9 +148,13 @@ def test_held_out_square_of_the_checkerboard_ranks_first(model):
     np.testing.assert_array_equal(scores.argmax(axis=1), held_out)
 
 
-def test_popularity_counts_ratings(ratings):
-    scores = Popularity().fit(ratings).scores(ratings.user_item[:1])
-    np.testing.assert_array_equal(scores[0], np.bincount(ratings.item, minlength=30))
+def test_popularity_counts_likes_or_ratings(ratings):
+    for which, counted in (("liked", ratings.rating >= ratings.scale.liked), ("any", ratings.rating > -1)):
+        model = Popularity(which).fit(ratings)
+        np.testing.assert_array_equal(
+            model.scores(ratings.user_item[:1])[0], np.bincount(ratings.item[counted], minlength=30)
+        )
+        np.testing.assert_array_equal(model.rated, np.bincount(ratings.item, minlength=30))
 
 
 @pytest.mark.parametrize("model", KNN_SETTINGS, ids=label)

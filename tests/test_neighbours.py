@@ -304,8 +304,6 @@ def test_a_file_is_answered_on_its_own_scale(films: pd.DataFrame, tmp_path: Path
     assert listed["item_id"].tolist() == ["3", "4"]
     gain = 1 + (on_ours - 1) * 9 / 4 - 3.25  # the mean of 1, 3.25, 5.5
     assert listed["contributions"].tolist() == [f"3.25 your mean {gain:+.2f} by 3 neighbours"] * 2
-    by_place = own_ratings.read(path, films, train.scale, source_scale=Scale(1, 10), reference=model.values)
-    assert "scale 1-5" in recommend_by_neighbours(model, films, train.scale, by_place)[1]
 
 
 def test_the_ratings_of_a_store_can_be_read_back() -> None:
